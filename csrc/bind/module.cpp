@@ -1,0 +1,133 @@
+// The extension module: its table of contents, and the few functions that Python calls.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "borrow.hpp"
+#include "cpu/dispatch.hpp"
+#include "cpu/sweep.hpp"
+
+namespace fused_penalties {
+namespace {
+
+using Doubles = py::array_t<double>;
+using Limbs = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+constexpr int kMostThreads = 1024;  // more is taken for that many: the result is the same
+
+int checked_threads(const py::object& threads) {
+    if (threads.is_none()) return 0;
+    const std::string message =
+        "threads: got " + py::repr(threads).cast<std::string>() + "; wanted a positive integer or None";
+    if (PyIndex_Check(threads.ptr()) && !PyBool_Check(threads.ptr())) {
+        int overflow = 0;
+        const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(threads.ptr()));
+        const long n = PyLong_AsLongAndOverflow(number.ptr(), &overflow);
+        if (overflow > 0) return kMostThreads;
+        if (n >= 1) return int(std::min(n, long(kMostThreads)));
+        throw py::value_error(message);
+    }
+    throw py::type_error(message);
+}
+
+py::tuple sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
+    const int at_most = checked_threads(threads);
+    const Borrowed borrowed(items, names, single, unique);
+    const auto& spans = borrowed.spans();
+    const Kernels& kernels = active_kernels();
+    Doubles abs(py::ssize_t(spans.size())), square(py::ssize_t(spans.size()));
+    ExactSums total;
+    const SweepResult result{abs.mutable_data(), square.mutable_data(), nullptr, &total};
+    {
+        const py::gil_scoped_release release;
+        sweep(spans.data(), spans.size(), at_most, kernels, result);
+    }
+    return py::make_tuple(abs, square, total.abs.value(), total.square.value());
+}
+
+Limbs partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
+    const int at_most = checked_threads(threads);
+    const Borrowed borrowed(items, names, single, false);
+    const auto& spans = borrowed.spans();
+    const Kernels& kernels = active_kernels();
+    Limbs limbs({py::ssize_t(spans.size()), py::ssize_t(2), py::ssize_t(kLimbs)});
+    ExactSums total;
+    const SweepResult result{nullptr, nullptr, limbs.mutable_data(), &total};
+    {
+        const py::gil_scoped_release release;
+        sweep(spans.data(), spans.size(), at_most, kernels, result);
+    }
+    return limbs;
+}
+
+// Calls visit(row, accumulator) for each row of limbs (n, 2, kLimbs).
+template <class Visit>
+void each_limbs(const Limbs& limbs, const Visit& visit) {
+    const py::ssize_t rows = limbs.size() / kLimbs;
+    for (py::ssize_t row = 0; row < rows; ++row) {
+        Exact sum;
+        sum.add_limbs(limbs.data() + row * kLimbs);
+        visit(row, sum);
+    }
+}
+
+Limbs canonical_limbs(const Limbs& limbs) {
+    Limbs out(std::vector<py::ssize_t>(limbs.shape(), limbs.shape() + limbs.ndim()));
+    int64_t* to = out.mutable_data();
+    each_limbs(limbs, [&](py::ssize_t row, Exact& sum) { std::copy_n(sum.canonical_limbs(), kLimbs, to + row * kLimbs); });
+    return out;
+}
+
+py::tuple sums_of_limbs(const Limbs& limbs) {
+    const py::ssize_t n = limbs.size() / (2 * kLimbs);
+    Doubles abs(n), square(n);
+    double* to[2] = {abs.mutable_data(), square.mutable_data()};
+    Exact total[2];
+    each_limbs(limbs, [&](py::ssize_t row, Exact& sum) {
+        to[row % 2][row / 2] = sum.value();
+        total[row % 2].add(sum);
+    });
+    return py::make_tuple(abs, square, total[0].value(), total[1].value());
+}
+
+uint64_t read_bytes(const py::object& items, const py::object& threads) {
+    const int at_most = checked_threads(threads);
+    const Borrowed borrowed(items, py::none(), false, false);
+    const auto& spans = borrowed.spans();
+    for (const Span& span : spans)
+        if (span.rank > 0) throw py::value_error("items: wanted contiguous arrays");
+    const Kernels& kernels = active_kernels();
+    const py::gil_scoped_release release;
+    return read(spans.data(), spans.size(), at_most, kernels);
+}
+
+std::string switch_isa(const std::string& name) {
+    const std::string previous = active_kernels().name;
+    use_isa(name);
+    return previous;
+}
+
+}  // namespace
+}  // namespace fused_penalties
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
+    using namespace fused_penalties;
+    using py::arg;
+
+    m.attr("__version__") = FUSED_PENALTIES_VERSION;
+    m.attr("LIMBS") = kLimbs;
+
+    m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
+    m.def("partial_sums", &partial_sums, arg("items"), arg("names"), arg("single"), arg("threads"));
+    m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
+    m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
+    m.def("read_bytes", &read_bytes, arg("items"), arg("threads"));
+
+    m.def("compiled_isas", &compiled_isas);
+    m.def("supported_isas", &supported_isas);
+    m.def("active_isa", [] { return active_kernels().name; });
+    m.def("use_isa", &switch_isa, arg("name"));
+    m.def("default_threads", &default_threads);
+}

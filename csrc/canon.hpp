@@ -1,0 +1,189 @@
+// Canon v1: the summation tree that fixes every bit of the result, in plain scalar code.
+//
+// This is the reference that all vector bodies and GPU kernels must equal bit for bit. It is written
+// once for host and device, favours clearness over speed, and is also an instruction set of its own
+// ("scalar") on processors that have no vector body.
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if FLT_EVAL_METHOD != 0
+#error "the contract needs float and double arithmetic that rounds to its own type (x87 does not)"
+#endif
+#if defined(__FAST_MATH__)
+#error "fast-math reorders sums and would break the promise of equal bits; build without it"
+#endif
+
+#if defined(__CUDACC__)
+#define FUSED_PENALTIES_HD __host__ __device__
+#else
+#define FUSED_PENALTIES_HD
+#endif
+
+namespace fused_penalties {
+
+constexpr int kRows = 16;
+constexpr int kRowBytes = 512;
+constexpr int kBlockBytes = kRows * kRowBytes;
+
+// One lane's accumulators, a of |x| and s of x*x, in the lane's own precision.
+template <class Real>
+struct Lane {
+    Real a, s;
+};
+
+// Two doubles side by side and nothing else: kernels write an array of these.
+struct BlockSums {
+    double abs, square;
+};
+
+namespace canon {
+
+FUSED_PENALTIES_HD inline float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Exact, and by integers alone: subnormal halves must survive whatever the rounding mode does to them.
+FUSED_PENALTIES_HD inline float float_of_half(uint16_t half) {
+    const uint32_t sign = uint32_t(half & 0x8000u) << 16;
+    uint32_t exponent = (half >> 10) & 0x1fu;
+    uint32_t mantissa = half & 0x3ffu;
+    if (exponent == 0x1f) return float_of_bits(sign | 0x7f800000u | mantissa << 13);
+    if (exponent == 0) {
+        if (mantissa == 0) return float_of_bits(sign);
+        exponent = 1;
+        while (!(mantissa & 0x400u)) {
+            mantissa <<= 1;
+            --exponent;  // wraps below zero; the bias added next brings it back
+        }
+        mantissa &= 0x3ffu;
+    }
+    return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+FUSED_PENALTIES_HD inline float float_of_bfloat(uint16_t bits) {
+    return float_of_bits(uint32_t(bits) << 16);
+}
+
+// |x| by its bits, so that a NaN and -0 need no thought.
+FUSED_PENALTIES_HD inline float magnitude(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return float_of_bits(bits & 0x7fffffffu);
+}
+
+FUSED_PENALTIES_HD inline double magnitude(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= ~(uint64_t(1) << 63);
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// On the GPU a product and a sum would be fused unless told otherwise; on the host the build says
+// -ffp-contract=off.
+#if defined(__CUDA_ARCH__)
+__device__ inline float multiply(float x, float y) { return __fmul_rn(x, y); }
+__device__ inline double multiply(double x, double y) { return __dmul_rn(x, y); }
+__device__ inline float add(float x, float y) { return __fadd_rn(x, y); }
+__device__ inline double add(double x, double y) { return __dadd_rn(x, y); }
+#else
+template <class Real>
+FUSED_PENALTIES_HD inline Real multiply(Real x, Real y) { return x * y; }
+template <class Real>
+FUSED_PENALTIES_HD inline Real add(Real x, Real y) { return x + y; }
+#endif
+
+// The element types: how an element is stored, what precision its lane has, and how it is read.
+struct Float16 {
+    using Element = uint16_t;
+    using Real = float;
+    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_half(x); }
+};
+struct BFloat16 {
+    using Element = uint16_t;
+    using Real = float;
+    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_bfloat(x); }
+};
+struct WideBFloat16 {  // the rule for blocks whose squares float32 lanes could not hold
+    using Element = uint16_t;
+    using Real = double;
+    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_bfloat(x); }
+};
+struct Float32 {
+    using Element = float;
+    using Real = double;
+    FUSED_PENALTIES_HD static Real read(Element x) { return x; }
+};
+struct Float64 {
+    using Element = double;
+    using Real = double;
+    FUSED_PENALTIES_HD static Real read(Element x) { return x; }
+};
+
+template <class Type>
+constexpr int lanes = kRowBytes / int(sizeof(typename Type::Element));
+template <class Type>
+constexpr int block_elements = kRows * lanes<Type>;
+
+// True if a bfloat16 block whose largest magnitude bits are m needs float64 lanes. Static, because the files
+// compiled for one instruction set use it and must not export it.
+static FUSED_PENALTIES_HD inline bool needs_wide_lanes(unsigned m) {
+    return m != 0 && (m < (77u << 7) || m >= (187u << 7));
+}
+
+// Buffers come at any address.
+template <class Element>
+FUSED_PENALTIES_HD inline Element element_at(const Element* elements, int i) {
+    Element element;
+    memcpy(&element, reinterpret_cast<const unsigned char*>(elements) + i * sizeof element, sizeof element);
+    return element;
+}
+
+template <class Type>
+FUSED_PENALTIES_HD inline void accumulate(Lane<typename Type::Real>& lane, typename Type::Element element) {
+    const auto x = magnitude(Type::read(element));
+    lane.a = add(lane.a, x);
+    lane.s = add(lane.s, multiply(x, x));
+}
+
+// The tree itself, for one block of n elements, 0 < n <= block_elements<Type>.
+template <class Type>
+FUSED_PENALTIES_HD inline BlockSums tree(const typename Type::Element* elements, int n) {
+    constexpr int L = lanes<Type>;
+    double a[L], s[L];
+    for (int j = 0; j < L; ++j) {
+        Lane<typename Type::Real> lane{0, 0};
+        for (int i = j; i < n; i += L) accumulate<Type>(lane, element_at(elements, i));
+        a[j] = lane.a;
+        s[j] = lane.s;
+    }
+    for (int half = L / 2; half > 0; half /= 2) {
+        for (int j = 0; j < half; ++j) {
+            a[j] = add(a[j], a[j + half]);
+            s[j] = add(s[j], s[j + half]);
+        }
+    }
+    return {a[0], s[0]};
+}
+
+template <class Type>
+FUSED_PENALTIES_HD inline BlockSums block_sums(const typename Type::Element* elements, int n) {
+    if constexpr (std::is_same<Type, BFloat16>::value) {
+        unsigned m = 0;
+        for (int i = 0; i < n; ++i) {
+            const unsigned bits = element_at(elements, i) & 0x7fffu;
+            m = bits > m ? bits : m;
+        }
+        if (needs_wide_lanes(m)) return tree<WideBFloat16>(elements, n);
+    }
+    return tree<Type>(elements, n);
+}
+
+}  // namespace canon
+}  // namespace fused_penalties

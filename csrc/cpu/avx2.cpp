@@ -1,0 +1,58 @@
+// AVX2 with FMA and F16C: Haswell, Zen and later.
+#include <immintrin.h>
+
+#include "../span.hpp"
+#include "isa.hpp"
+
+namespace fused_penalties {
+namespace {
+
+using Doubles = __m256d;
+using Floats = __m256;
+using Words = __m256i;
+constexpr int kDoubles = 4;
+
+inline Doubles zero(Doubles) { return _mm256_setzero_pd(); }
+inline Floats zero(Floats) { return _mm256_setzero_ps(); }
+inline Words zero(Words) { return _mm256_setzero_si256(); }
+
+inline Doubles load_doubles(const double* p) { return _mm256_loadu_pd(p); }
+inline Words load_words(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline Doubles widen(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+inline Doubles widen_low(Floats x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+inline Doubles widen_high(Floats x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+inline Floats widen_halves(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// A bfloat16 is the upper half of a float. Both take words whose sign is cleared.
+inline Floats even_floats(Words w) { return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)); }
+inline Floats odd_floats(Words w) {
+    return _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32(int(0xffff0000u))));
+}
+
+inline Doubles magnitude(Doubles x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
+inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+inline Words magnitude(Words w) { return _mm256_and_si256(w, _mm256_set1_epi16(0x7fff)); }
+inline Words maximum(Words x, Words y) { return _mm256_max_epi16(x, y); }  // signed
+
+inline Doubles add(Doubles x, Doubles y) { return _mm256_add_pd(x, y); }
+inline Floats add(Floats x, Floats y) { return _mm256_add_ps(x, y); }
+inline Doubles multiply(Doubles x, Doubles y) { return _mm256_mul_pd(x, y); }
+inline Floats multiply(Floats x, Floats y) { return _mm256_mul_ps(x, y); }
+inline Doubles multiply_add(Doubles x, Doubles y, Doubles z) { return _mm256_fmadd_pd(x, y, z); }
+inline Floats multiply_add(Floats x, Floats y, Floats z) { return _mm256_fmadd_ps(x, y, z); }
+
+inline double fold(Doubles x) {
+    const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+#include "block.inl"
+
+}  // namespace
+
+const Kernels kAvx2 = FUSED_PENALTIES_KERNELS("avx2");
+
+}  // namespace fused_penalties

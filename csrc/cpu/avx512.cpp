@@ -1,0 +1,58 @@
+// AVX-512 F, BW, DQ and VL: Skylake-SP, Zen 4 and later.
+#include <immintrin.h>
+
+#include "../span.hpp"
+#include "isa.hpp"
+
+namespace fused_penalties {
+namespace {
+
+using Doubles = __m512d;
+using Floats = __m512;
+using Words = __m512i;
+constexpr int kDoubles = 8;
+
+inline Doubles zero(Doubles) { return _mm512_setzero_pd(); }
+inline Floats zero(Floats) { return _mm512_setzero_ps(); }
+inline Words zero(Words) { return _mm512_setzero_si512(); }
+
+inline Doubles load_doubles(const double* p) { return _mm512_loadu_pd(p); }
+inline Words load_words(const uint16_t* p) { return _mm512_loadu_si512(p); }
+inline Doubles widen(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+inline Doubles widen_low(Floats x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
+inline Doubles widen_high(Floats x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+inline Floats widen_halves(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Floats even_floats(Words w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+inline Floats odd_floats(Words w) {
+    return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000u))));
+}
+
+inline Doubles magnitude(Doubles x) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), x); }
+inline Floats magnitude(Floats x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
+inline Words magnitude(Words w) { return _mm512_and_si512(w, _mm512_set1_epi16(0x7fff)); }
+inline Words maximum(Words x, Words y) { return _mm512_max_epi16(x, y); }
+
+inline Doubles add(Doubles x, Doubles y) { return _mm512_add_pd(x, y); }
+inline Floats add(Floats x, Floats y) { return _mm512_add_ps(x, y); }
+inline Doubles multiply(Doubles x, Doubles y) { return _mm512_mul_pd(x, y); }
+inline Floats multiply(Floats x, Floats y) { return _mm512_mul_ps(x, y); }
+inline Doubles multiply_add(Doubles x, Doubles y, Doubles z) { return _mm512_fmadd_pd(x, y, z); }
+inline Floats multiply_add(Floats x, Floats y, Floats z) { return _mm512_fmadd_ps(x, y, z); }
+
+inline double fold(Doubles x) {
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd(x, 1));
+    const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+#include "block.inl"
+
+}  // namespace
+
+const Kernels kAvx512 = FUSED_PENALTIES_KERNELS("avx512");
+
+}  // namespace fused_penalties

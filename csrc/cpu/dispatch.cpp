@@ -1,0 +1,130 @@
+#include "dispatch.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "isa.hpp"
+
+#if defined(FUSED_PENALTIES_X86)
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace fused_penalties {
+namespace {
+
+bool always() { return true; }
+
+#if defined(FUSED_PENALTIES_X86)
+
+struct Registers {
+    unsigned eax, ebx, ecx, edx;
+};
+
+Registers cpuid(unsigned leaf) {
+    Registers r{0, 0, 0, 0};
+#if defined(_MSC_VER)
+    int regs[4];
+    __cpuid(regs, 0);
+    if (leaf > unsigned(regs[0])) return r;
+    __cpuidex(regs, int(leaf), 0);
+    r = {unsigned(regs[0]), unsigned(regs[1]), unsigned(regs[2]), unsigned(regs[3])};
+#else
+    if (!__get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx)) return {0, 0, 0, 0};
+#endif
+    return r;
+}
+
+constexpr unsigned bit(int n) { return 1u << n; }
+bool all(unsigned value, unsigned mask) { return (value & mask) == mask; }
+
+// The registers that the operating system saves. A processor may have AVX while the system, or the virtual
+// machine's host, keeps it off: then CPUID alone would lead into an illegal instruction.
+bool system_saves(unsigned mask) {
+    if (!all(cpuid(1).ecx, bit(27))) return false;  // OSXSAVE: XGETBV may be used
+#if defined(_MSC_VER)
+    const unsigned xcr0 = unsigned(_xgetbv(0));
+#else
+    unsigned xcr0, high;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+#endif
+    return all(xcr0, mask);
+}
+
+bool has_avx2() {
+    return system_saves(bit(1) | bit(2)) &&                          // XMM, YMM
+           all(cpuid(1).ecx, bit(12) | bit(28) | bit(29)) &&         // FMA, AVX, F16C
+           all(cpuid(7).ebx, bit(5));                                // AVX2
+}
+
+bool has_avx512() {
+    return has_avx2() && system_saves(bit(5) | bit(6) | bit(7)) &&           // opmask, ZMM
+           all(cpuid(7).ebx, bit(16) | bit(17) | bit(30) | bit(31));         // F, DQ, BW, VL
+}
+
+#endif
+
+struct Isa {
+    const Kernels* kernels;
+    bool (*supported)();
+};
+
+const Isa kIsas[] = {
+#if defined(FUSED_PENALTIES_X86)
+    {&kAvx512, has_avx512},
+    {&kAvx2, has_avx2},
+    {&kBaseline, always},
+#elif defined(FUSED_PENALTIES_ARM)
+    {&kNeon, always},
+#endif
+    {&kScalar, always},
+};
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string text;
+    for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+    return text;
+}
+
+const Kernels& find(const std::string& name, const char* asked_by) {
+    for (const Isa& isa : kIsas)
+        if (name == isa.kernels->name && isa.supported()) return *isa.kernels;
+    throw std::runtime_error(std::string(asked_by) + "'" + name + "' is not supported; this processor and build support " +
+                             joined(supported_isas()));
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+    std::vector<std::string> names;
+    for (const Isa& isa : kIsas) names.push_back(isa.kernels->name);
+    return names;
+}
+
+std::vector<std::string> supported_isas() {
+    std::vector<std::string> names;
+    for (const Isa& isa : kIsas)
+        if (isa.supported()) names.push_back(isa.kernels->name);
+    return names;
+}
+
+const Kernels& active_kernels() {
+    const Kernels* kernels = active.load(std::memory_order_acquire);
+    if (!kernels) {
+        // Two threads may both come here; they choose the same.
+        const char* forced = std::getenv("FUSED_PENALTIES_ISA");
+        kernels = &find(forced && *forced ? forced : supported_isas().front(), "FUSED_PENALTIES_ISA=");
+        active.store(kernels, std::memory_order_release);
+    }
+    return *kernels;
+}
+
+void use_isa(const std::string& name) { active.store(&find(name, "instruction set "), std::memory_order_release); }
+
+}  // namespace fused_penalties

@@ -1,0 +1,25 @@
+"""What this build is and what it runs on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _core
+
+
+def build_info() -> dict[str, Any]:
+    """Facts about this build and process.
+
+    Returns a dict: ``version``; ``isas``, the instruction sets compiled in, best first;
+    ``active_isa``, the one in use (``FUSED_PENALTIES_ISA`` forces one by name); ``threads``, how many
+    a call takes unless it says otherwise; ``cuda``, the version of the CUDA toolkit or False.
+
+    Raises RuntimeError if FUSED_PENALTIES_ISA names a set that is not supported.
+    """
+    return {
+        "version": _core.__version__,
+        "isas": _core.compiled_isas(),
+        "active_isa": _core.active_isa(),
+        "threads": _core.default_threads(),
+        "cuda": False,
+    }

@@ -1,0 +1,110 @@
+"""What counts as weights: an array, a sequence of arrays, or a mapping of names to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DLPACK_CPU = (1, 3, 11)  # host memory: plain, pinned for CUDA, pinned for ROCm
+_ARRAY_ATTRIBUTES = (
+    "__dlpack__",
+    "__array__",
+    "__array_interface__",
+    "__cuda_array_interface__",
+)
+
+
+def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
+    """The buffers in ``weights`` as a list, and their names if it is a mapping.
+
+    A (nested) list of plain numbers is one float32 array, as it is in Keras.
+    """
+    if type(weights) is list and weights and type(weights[0]) is np.ndarray:
+        return weights, None  # the common case, worth no more than this look
+    if weights is None or isinstance(weights, (str, bytes)):
+        raise TypeError(
+            f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
+        )
+    if isinstance(weights, Mapping):
+        return list(weights.values()), tuple(str(name) for name in weights)
+    if _is_array(weights) or _is_number(weights):
+        return [weights], None
+    if isinstance(weights, Iterable):
+        items = list(weights)
+        if items and all(_is_nested_numbers(item) for item in items):
+            return [_array_of_numbers(items, "weights")], None
+        return items, None
+    raise TypeError(
+        f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
+    )
+
+
+def adapt(item: Any, label: str) -> Any:
+    """What stands in for an item that is neither a NumPy array nor has a DLPack exchange table.
+
+    A NumPy array of the same elements, a DLPack capsule, or the (type, id) of another device.
+    The extension calls this; ``label`` says in errors which item it is.
+    """
+    if isinstance(item, np.ma.MaskedArray):
+        raise TypeError(f"{label}: got a masked array; wanted one without a mask (see filled())")
+    if isinstance(item, np.ndarray):
+        return item.view(np.ndarray)
+    if isinstance(item, np.generic):
+        return np.asarray(item)
+    if hasattr(item, "__dlpack_device__"):
+        kind, number = (int(part) for part in item.__dlpack_device__())
+        return _dlpack_capsule(item, label) if kind in _DLPACK_CPU else (kind, number)
+    if hasattr(item, "__cuda_array_interface__"):
+        return (2, 0)
+    if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
+        return np.asarray(item)
+    if _is_nested_numbers(item):
+        return _array_of_numbers(item, label)
+    if not isinstance(item, (str, bytes)):
+        try:
+            return np.asarray(memoryview(item))
+        except TypeError:
+            pass
+    raise TypeError(f"{label}: got {_describe(item)}; wanted an array")
+
+
+def _dlpack_capsule(item: Any, label: str) -> Any:
+    if getattr(item, "requires_grad", False):
+        item = item.detach()  # DLPack refuses a tensor that records its history; only its values are read here
+    try:
+        try:
+            return item.__dlpack__(max_version=(1, 3))
+        except TypeError:  # a producer older than DLPack 1.0
+            return item.__dlpack__()
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise TypeError(f"{label}: {_describe(item)} cannot be exported by DLPack: {error}") from error
+
+
+def _is_array(value: Any) -> bool:
+    return any(hasattr(value, name) for name in _ARRAY_ATTRIBUTES) or isinstance(value, memoryview)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_nested_numbers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_nested_numbers(item) for item in value)
+    return _is_number(value)
+
+
+def _array_of_numbers(values: Any, label: str) -> NDArray[np.float32]:
+    try:
+        return np.array(values, dtype=np.float32)
+    except ValueError as error:
+        raise ValueError(
+            f"{label}: got nested lists of unequal length; wanted a rectangular array"
+        ) from error
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
