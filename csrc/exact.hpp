@@ -41,13 +41,17 @@ public:
         limbs_[digit] += int64_t(low & kDigitMask);
         limbs_[digit + 1] += int64_t(low >> 32);
         limbs_[digit + 2] += int64_t(high);
+        widen(int(digit), int(digit) + 3);
         if (++pending_ >= kPendingLimit) carry();
     }
 
     // Adds another sum.
     FUSED_PENALTIES_HD void add(const Exact& other) {
         if (pending_ + other.pending_ >= kPendingLimit) carry();
-        for (int i = 0; i < kLimbs; ++i) limbs_[i] += other.limbs_[i];
+        for (int i = other.first_; i < other.last_; ++i) limbs_[i] += other.limbs_[i];
+        limbs_[kDigits] += other.limbs_[kDigits];
+        limbs_[kDigits + 1] += other.limbs_[kDigits + 1];
+        widen(other.first_, other.last_);
         pending_ += other.pending_ + 1;
     }
 
@@ -55,6 +59,7 @@ public:
     FUSED_PENALTIES_HD void add_limbs(const int64_t* limbs) {
         Exact other;
         memcpy(other.limbs_, limbs, sizeof other.limbs_);
+        other.widen(0, kDigits);
         other.pending_ = 1;
         other.carry();
         add(other);
@@ -71,9 +76,9 @@ public:
         if (limbs_[kDigits]) return double_of_bits(uint64_t(0x7ff8) << 48);
         if (limbs_[kDigits + 1]) return double_of_bits(kInfinity);
         carry();
-        int top = kDigits - 1;
-        while (top >= 0 && limbs_[top] == 0) --top;
-        if (top < 0) return 0.0;
+        int top = last_ - 1;
+        while (top >= first_ && limbs_[top] == 0) --top;
+        if (top < first_) return 0.0;
         // Only the highest digit may exceed 32 bits, and only past 2^2176, far above every double.
         if (limbs_[top] >> 32) return double_of_bits(kInfinity);
 
@@ -87,7 +92,7 @@ public:
             head |= uint64_t(limbs_[top - 2]) >> length;
             sticky = (uint64_t(limbs_[top - 2]) & ((uint64_t(1) << length) - 1)) != 0;
         }
-        for (int i = top - 3; i >= 0 && !sticky; --i) sticky = limbs_[i] != 0;
+        for (int i = top - 3; i >= first_ && !sticky; --i) sticky = limbs_[i] != 0;
 
         // head's leading bit weighs 2^(leading - 1074). Up to bit 52 the sum is an exact double as it stands.
         const int leading = 32 * top + length - 1;
@@ -111,16 +116,29 @@ private:
         return value;
     }
 
+    FUSED_PENALTIES_HD void widen(int first, int last) {
+        if (first < first_) first_ = first;
+        if (last > last_) last_ = last;
+    }
+
     FUSED_PENALTIES_HD void carry() {
         if (pending_ == 0) return;
-        for (int i = 0; i < kDigits - 1; ++i) {
-            limbs_[i + 1] += limbs_[i] >> 32;
+        for (int i = first_; i < kDigits - 1; ++i) {
+            const int64_t over = limbs_[i] >> 32;
+            if (i >= last_ - 1) {
+                if (over == 0) break;
+                last_ = i + 2;
+            }
+            limbs_[i + 1] += over;
             limbs_[i] &= int64_t(kDigitMask);
         }
         pending_ = 0;
     }
 
     int64_t limbs_[kLimbs] = {};
+    // Only the digits in [first_, last_) may be other than zero: the weights of one buffer need three or four.
+    int first_ = kDigits;
+    int last_ = 0;
     uint32_t pending_ = 0;  // values added since the carries last moved
 };
 

@@ -71,7 +71,7 @@ void merge_neighbours(std::vector<Axis>& axes) {
 }  // namespace
 
 Borrowed::Borrowed(const py::object& items, const py::object& names, bool single, bool unique)
-    : items_(items), names_(names), single_(single) {
+    : items_(items), names_(names), single_(single), array_type_(py::detail::npy_api::get().PyArray_Type_) {
     const size_t n = items_.size();
     spans_.reserve(n);
     for (size_t i = 0; i < n; ++i) add(py::handle(PyTuple_GET_ITEM(items_.ptr(), Py_ssize_t(i))), i);
@@ -80,7 +80,7 @@ Borrowed::Borrowed(const py::object& items, const py::object& names, bool single
 }
 
 void Borrowed::add(py::handle item, size_t i) {
-    if (Py_TYPE(item.ptr()) == py::detail::npy_api::get().PyArray_Type_) return add_array(item, i);
+    if (Py_TYPE(item.ptr()) == array_type_) return add_array(item, i);
     if (Py_TYPE(item.ptr()) != exchange_type_) {
         exchange_type_ = Py_TYPE(item.ptr());
         exchange_ = exchange_api(exchange_type_);

@@ -39,6 +39,7 @@ private:
     py::tuple items_;
     py::object names_;
     bool single_;
+    PyTypeObject* array_type_;
     std::vector<py::object> kept_;  // what stands in for items that could not be borrowed as they are
     std::vector<Span> spans_;
     std::deque<std::vector<Axis>> axes_;

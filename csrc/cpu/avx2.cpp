@@ -11,6 +11,7 @@ using Doubles = __m256d;
 using Floats = __m256;
 using Words = __m256i;
 constexpr int kDoubles = 4;
+constexpr int kVectors = 4;
 
 inline Doubles zero(Doubles) { return _mm256_setzero_pd(); }
 inline Floats zero(Floats) { return _mm256_setzero_ps(); }

@@ -11,6 +11,7 @@ using Doubles = __m512d;
 using Floats = __m512;
 using Words = __m512i;
 constexpr int kDoubles = 8;
+constexpr int kVectors = 8;
 
 inline Doubles zero(Doubles) { return _mm512_setzero_pd(); }
 inline Floats zero(Floats) { return _mm512_setzero_ps(); }

@@ -11,6 +11,7 @@ using Doubles = __m128d;
 using Floats = __m128;
 using Words = __m128i;
 constexpr int kDoubles = 2;
+constexpr int kVectors = 4;
 
 inline Doubles zero(Doubles) { return _mm_setzero_pd(); }
 inline Floats zero(Floats) { return _mm_setzero_ps(); }

@@ -11,6 +11,7 @@ using Doubles = float64x2_t;
 using Floats = float32x4_t;
 using Words = uint16x8_t;
 constexpr int kDoubles = 2;
+constexpr int kVectors = 8;
 
 inline Doubles zero(Doubles) { return vdupq_n_f64(0); }
 inline Floats zero(Floats) { return vdupq_n_f32(0); }

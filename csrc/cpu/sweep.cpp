@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -18,7 +20,7 @@ namespace fused_penalties {
 namespace {
 
 // Below this many bytes a second thread costs more to wake than it saves.
-constexpr uint64_t kBytesPerThread = 1 << 18;
+constexpr uint64_t kBytesPerThread = 1 << 21;
 // A buffer costs about as much as this many bytes of it, however small it is.
 constexpr uint64_t kBytesPerBuffer = 1 << 10;
 // A thread takes a chunk at a time: small enough that the last ones end together, large enough that taking
@@ -153,14 +155,27 @@ void write_sums(const SweepResult& result, size_t i, ExactSums& sums) {
     }
 }
 
+// Every NaN is the same NaN.
+double canonical(double sum) { return std::isnan(sum) ? std::numeric_limits<double>::quiet_NaN() : sum; }
+
 class Summing {
 public:
     Summing(const Span* spans, const Kernels& kernels, const SweepResult& result, CutBuffers& cut)
         : spans_(spans), kernels_(kernels), result_(result), cut_(cut) {}
 
     void piece(const Piece& piece) {
+        const Span& span = spans_[piece.buffer];
+        if (piece.whole && piece.end == 1 && result_.abs) {
+            // As most small buffers are. A single block's sums are rounded already.
+            each_block(span, 0, 1, [&](const BlockSums& block) {
+                total_.add(block);
+                result_.abs[piece.buffer] = canonical(block.abs);
+                result_.square[piece.buffer] = canonical(block.square);
+            });
+            return;
+        }
         ExactSums sums;
-        add_blocks(spans_[piece.buffer], piece.first, piece.end, sums);
+        each_block(span, piece.first, piece.end, [&](const BlockSums& block) { sums.add(block); });
         total_.add(sums);
         if (piece.whole) {
             write_sums(result_, piece.buffer, sums);
@@ -172,7 +187,8 @@ public:
     void finish() { result_.total->add(total_); }
 
 private:
-    void add_blocks(const Span& span, uint64_t first, uint64_t end, ExactSums& sums) {
+    template <class Visit>
+    void each_block(const Span& span, uint64_t first, uint64_t end, const Visit& visit) {
         const auto kernel = kernels_.block_sums[int(span.dtype)];
         const uint64_t each = uint64_t(block_elements(span.dtype));
         const uint64_t stop = std::min(end * each, span.count);
@@ -181,7 +197,7 @@ private:
             for (uint64_t at = first * each; at < stop; at += kBlocksPerCall * each) {
                 const uint64_t count = std::min(kBlocksPerCall * each, stop - at);
                 kernel(span.data + at * uint64_t(itemsize(span.dtype)), count, out);
-                for (uint64_t b = 0; b * each < count; ++b) sums.add(out[b]);
+                for (uint64_t b = 0; b * each < count; ++b) visit(out[b]);
             }
         } else {
             Gather gather(span, first * each);
@@ -190,7 +206,7 @@ private:
                 const int count = int(std::min(each, stop - at));
                 gather.copy(block, count);
                 kernel(block, uint64_t(count), out);
-                sums.add(out[0]);
+                visit(out[0]);
             }
         }
     }

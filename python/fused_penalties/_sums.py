@@ -12,7 +12,7 @@ from . import _core
 from ._weights import collect
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Sums:
     """The sums of n buffers, in the order in which they were given.
 
