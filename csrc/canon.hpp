@@ -66,9 +66,7 @@ FUSED_PENALTIES_HD inline float float_of_half(uint16_t half) {
     return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
 }
 
-FUSED_PENALTIES_HD inline float float_of_bfloat(uint16_t bits) {
-    return float_of_bits(uint32_t(bits) << 16);
-}
+FUSED_PENALTIES_HD inline float float_of_bfloat(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }
 
 // |x| by its bits, so that a NaN and -0 need no thought.
 FUSED_PENALTIES_HD inline float magnitude(float x) {
@@ -94,9 +92,13 @@ __device__ inline float add(float x, float y) { return __fadd_rn(x, y); }
 __device__ inline double add(double x, double y) { return __dadd_rn(x, y); }
 #else
 template <class Real>
-FUSED_PENALTIES_HD inline Real multiply(Real x, Real y) { return x * y; }
+FUSED_PENALTIES_HD inline Real multiply(Real x, Real y) {
+    return x * y;
+}
 template <class Real>
-FUSED_PENALTIES_HD inline Real add(Real x, Real y) { return x + y; }
+FUSED_PENALTIES_HD inline Real add(Real x, Real y) {
+    return x + y;
+}
 #endif
 
 // The element types: how an element is stored, what precision its lane has, and how it is read.

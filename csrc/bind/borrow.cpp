@@ -46,7 +46,8 @@ std::string name_of(const dlpack::Device& device) {
     if (on_host(device)) return "the CPU";
     const std::string id = ":" + std::to_string(device.id);
     switch (device.type) {
-        case dlpack::kCuda: case 13: return "cuda" + id;
+        case dlpack::kCuda:
+        case 13: return "cuda" + id;
         case 8: return "metal" + id;
         case 10: return "rocm" + id;
         case 14: return "oneapi" + id;

@@ -74,7 +74,8 @@ void each_limbs(const Limbs& limbs, const Visit& visit) {
 Limbs canonical_limbs(const Limbs& limbs) {
     Limbs out(std::vector<py::ssize_t>(limbs.shape(), limbs.shape() + limbs.ndim()));
     int64_t* to = out.mutable_data();
-    each_limbs(limbs, [&](py::ssize_t row, Exact& sum) { std::copy_n(sum.canonical_limbs(), kLimbs, to + row * kLimbs); });
+    each_limbs(limbs,
+               [&](py::ssize_t row, Exact& sum) { std::copy_n(sum.canonical_limbs(), kLimbs, to + row * kLimbs); });
     return out;
 }
 

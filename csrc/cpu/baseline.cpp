@@ -28,17 +28,14 @@ inline Doubles widen_high(Floats x) { return _mm_cvtps_pd(_mm_movehl_ps(x, x)); 
 // with 2^112 is exact, subnormals included; the exponent of infinities and NaNs is then filled up with ones.
 // The sign is dropped, as every caller would.
 inline Floats widen_halves(const uint16_t* p) {
-    const __m128i half = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)),
-                                            _mm_setzero_si128());
+    const __m128i half = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
     const __m128i bits = _mm_and_si128(half, _mm_set1_epi32(0x7fff));
     const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(bits, 13)), _mm_set1_ps(0x1p112f));
     const __m128i special = _mm_cmpgt_epi32(bits, _mm_set1_epi32(0x7bff));
     return _mm_or_ps(scaled, _mm_castsi128_ps(_mm_and_si128(special, _mm_set1_epi32(0x7f800000))));
 }
 inline Floats even_floats(Words w) { return _mm_castsi128_ps(_mm_slli_epi32(w, 16)); }
-inline Floats odd_floats(Words w) {
-    return _mm_castsi128_ps(_mm_and_si128(w, _mm_set1_epi32(int(0xffff0000u))));
-}
+inline Floats odd_floats(Words w) { return _mm_castsi128_ps(_mm_and_si128(w, _mm_set1_epi32(int(0xffff0000u)))); }
 
 inline Doubles magnitude(Doubles x) { return _mm_andnot_pd(_mm_set1_pd(-0.0), x); }
 inline Floats magnitude(Floats x) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), x); }

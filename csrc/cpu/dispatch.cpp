@@ -56,14 +56,14 @@ bool system_saves(unsigned mask) {
 }
 
 bool has_avx2() {
-    return system_saves(bit(1) | bit(2)) &&                          // XMM, YMM
-           all(cpuid(1).ecx, bit(12) | bit(28) | bit(29)) &&         // FMA, AVX, F16C
-           all(cpuid(7).ebx, bit(5));                                // AVX2
+    return system_saves(bit(1) | bit(2)) &&                   // XMM, YMM
+           all(cpuid(1).ecx, bit(12) | bit(28) | bit(29)) &&  // FMA, AVX, F16C
+           all(cpuid(7).ebx, bit(5));                         // AVX2
 }
 
 bool has_avx512() {
-    return has_avx2() && system_saves(bit(5) | bit(6) | bit(7)) &&           // opmask, ZMM
-           all(cpuid(7).ebx, bit(16) | bit(17) | bit(30) | bit(31));         // F, DQ, BW, VL
+    return has_avx2() && system_saves(bit(5) | bit(6) | bit(7)) &&    // opmask, ZMM
+           all(cpuid(7).ebx, bit(16) | bit(17) | bit(30) | bit(31));  // F, DQ, BW, VL
 }
 
 #endif
@@ -93,8 +93,8 @@ std::string joined(const std::vector<std::string>& names) {
 const Kernels& find(const std::string& name, const char* asked_by) {
     for (const Isa& isa : kIsas)
         if (name == isa.kernels->name && isa.supported()) return *isa.kernels;
-    throw std::runtime_error(std::string(asked_by) + "'" + name + "' is not supported; this processor and build support " +
-                             joined(supported_isas()));
+    throw std::runtime_error(std::string(asked_by) + "'" + name +
+                             "' is not supported; this processor and build support " + joined(supported_isas()));
 }
 
 std::atomic<const Kernels*> active{nullptr};

@@ -44,7 +44,8 @@ private:
             if (stride == int64_t(sizeof(Bits))) {
                 memcpy(out, p_, size_t(run) * sizeof(Bits));
             } else {
-                for (int64_t i = 0; i < run; ++i) memcpy(out + i * int64_t(sizeof(Bits)), p_ + i * stride, sizeof(Bits));
+                for (int64_t i = 0; i < run; ++i)
+                    memcpy(out + i * int64_t(sizeof(Bits)), p_ + i * stride, sizeof(Bits));
             }
             if (span_.swapped) swap<Bits>(out, run);
             out += size_t(run) * sizeof(Bits);

@@ -13,6 +13,6 @@ extern const Kernels kNeon;
 
 // The table of the file that says this, whose templates and functions all are its own.
 #define FUSED_PENALTIES_KERNELS(name) \
-    { name, {block_sums<Float16>, block_sums<BFloat16>, block_sums<Float32>, block_sums<Float64>}, read }
+    {name, {block_sums<Float16>, block_sums<BFloat16>, block_sums<Float32>, block_sums<Float64>}, read}
 
 }  // namespace fused_penalties

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -46,14 +47,6 @@ int threads_for(uint64_t bytes, size_t n, int threads) {
     return int(std::min<uint64_t>(uint64_t(threads), useful));
 }
 
-template <class Function>
-void one_at_a_time(const Function& function) {
-#if defined(_OPENMP)
-#pragma omp critical(fused_penalties)
-#endif
-    function();
-}
-
 // All blocks of all buffers in one line, cut into chunks.
 class Line {
 public:
@@ -93,6 +86,7 @@ struct Piece {
 template <class Worker>
 void share(const Line& line, uint64_t blocks_per_chunk, int threads, const Worker& worker) {
     std::atomic<uint64_t> next{0};
+    std::mutex finishing;  // a lock of this call's own: one of the process might be held forever after fork()
     const auto run = [&] {
         const DefaultFloatEnvironment environment;
         Worker mine = worker;
@@ -107,7 +101,8 @@ void share(const Line& line, uint64_t blocks_per_chunk, int threads, const Worke
                 block = stop;
             }
         }
-        one_at_a_time([&] { mine.finish(); });
+        const std::lock_guard<std::mutex> lock(finishing);
+        mine.finish();
     };
     if (threads == 1) return run();
 #if defined(_OPENMP)
@@ -130,7 +125,8 @@ public:
     void add(size_t buffer, const ExactSums& sums) {
         const auto found = std::lower_bound(buffers_.begin(), buffers_.end(), buffer);
         ExactSums& mine = sums_[size_t(found - buffers_.begin())];
-        one_at_a_time([&] { mine.add(sums); });
+        const std::lock_guard<std::mutex> lock(adding_);
+        mine.add(sums);
     }
 
     template <class Write>
@@ -141,6 +137,7 @@ public:
 private:
     std::vector<size_t> buffers_;
     std::vector<ExactSums> sums_;
+    std::mutex adding_;
 };
 
 void write_sums(const SweepResult& result, size_t i, ExactSums& sums) {

@@ -11,9 +11,9 @@ namespace fused_penalties {
 
 // Where the results of n buffers go. `total` gets the exact sums over all of them.
 struct SweepResult {
-    double* abs;         // n, or null
-    double* square;      // n, or null
-    int64_t* limbs;      // n x 2 x kLimbs, canonical, or null
+    double* abs;     // n, or null
+    double* square;  // n, or null
+    int64_t* limbs;  // n x 2 x kLimbs, canonical, or null
     ExactSums* total;
 };
 

@@ -106,7 +106,8 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
             that is not supported.
     """
     items, names = collect(weights)
-    return Sums(*_core.sums(items, names, _is_single(items, weights), threads, unique), names)
+    single = len(items) == 1 and items[0] is weights
+    return Sums(*_core.sums(items, names, single, threads, unique), names)
 
 
 def partial_sums(weights: Any, *, threads: int | None = None) -> PartialSums:
@@ -115,9 +116,5 @@ def partial_sums(weights: Any, *, threads: int | None = None) -> PartialSums:
     Arguments and errors as in :func:`sums`.
     """
     items, names = collect(weights)
-    limbs = _core.partial_sums(items, names, _is_single(items, weights), threads)
-    return PartialSums(limbs, names)
-
-
-def _is_single(items: list[Any], weights: Any) -> bool:
-    return len(items) == 1 and items[0] is weights
+    single = len(items) == 1 and items[0] is weights
+    return PartialSums(_core.partial_sums(items, names, single, threads), names)

@@ -55,36 +55,43 @@ def adapt(item: Any, label: str) -> Any:
     if isinstance(item, np.generic):
         return np.asarray(item)
     if hasattr(item, "__dlpack_device__"):
-        kind, number = (int(part) for part in item.__dlpack_device__())
-        return _dlpack_capsule(item, label) if kind in _DLPACK_CPU else (kind, number)
+        return _from_dlpack(item, label)
     if hasattr(item, "__cuda_array_interface__"):
         return (2, 0)
     if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
         return np.asarray(item)
     if _is_nested_numbers(item):
         return _array_of_numbers(item, label)
-    if not isinstance(item, (str, bytes)):
-        try:
-            return np.asarray(memoryview(item))
-        except TypeError:
-            pass
+    if _has_buffer(item) and not isinstance(item, bytes):
+        return np.asarray(memoryview(item))
     raise TypeError(f"{label}: got {_describe(item)}; wanted an array")
 
 
-def _dlpack_capsule(item: Any, label: str) -> Any:
-    if getattr(item, "requires_grad", False):
-        item = item.detach()  # DLPack refuses a tensor that records its history; only its values are read here
+def _from_dlpack(item: Any, label: str) -> Any:
     try:
+        kind, number = (int(part) for part in item.__dlpack_device__())
+        if kind not in _DLPACK_CPU:
+            return (kind, number)
+        if getattr(item, "requires_grad", False):
+            item = item.detach()  # DLPack refuses what records its history; only values are read
         try:
             return item.__dlpack__(max_version=(1, 3))
         except TypeError:  # a producer older than DLPack 1.0
             return item.__dlpack__()
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise TypeError(f"{label}: {_describe(item)} cannot be exported by DLPack: {error}") from error
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{label}: DLPack cannot export this {type(item).__name__}: {error}") from error
 
 
 def _is_array(value: Any) -> bool:
-    return any(hasattr(value, name) for name in _ARRAY_ATTRIBUTES) or isinstance(value, memoryview)
+    return any(hasattr(value, name) for name in _ARRAY_ATTRIBUTES) or _has_buffer(value)
+
+
+def _has_buffer(value: Any) -> bool:
+    try:
+        memoryview(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_number(value: Any) -> bool:
