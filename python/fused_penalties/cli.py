@@ -1,0 +1,287 @@
+"""The command `fused-penalties report FILE…`: every tensor's sums and penalties, in one read."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+import fused_penalties as fp
+
+from . import _convention, _core
+from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
+from .files import FileFault, Tensor, open_tensors
+
+# The most that one call into the kernels reads, and so the step of the progress bar. A multiple of
+# the 8 KiB block: a tensor cut there has the same sums as the whole.
+BATCH = 256 << 20
+
+DESCRIPTION = """\
+Print each tensor's sum of absolute values, sum of squares, and the L1 and L2
+penalties that a regularizer makes of them. FILE is a .npy, .npz, .safetensors
+or a sharded model's .safetensors.index.json. All but .npz are memory-mapped;
+pickles are never loaded.
+"""
+
+NOTES = """\
+scales:
+  keras    L1 = l1·Σ|w|, L2 = l2·Σw²     as keras.regularizers
+  contrib  L1 = l1·Σ|w|, L2 = l2·Σw²/2   as tf.contrib.layers and tf.nn.l2_loss
+  A strength is rounded to the weights' dtype before it multiplies (float32 for
+  16-bit weights), and the penalty is rounded to that dtype.
+
+totals:
+  Totals add the exact sums, and the penalties before their rounding, and are
+  rounded once. Tensors that are not float16, bfloat16, float32 or float64 are
+  listed, but are in no total.
+
+machine-readable output:
+  Numbers are complete: read back, they have the same bits. JSON: NaN and
+  infinity are the strings "NaN" and "Infinity"; what is not summed is null.
+  CSV: one line per tensor and no totals; NaN and infinity are nan and inf; what
+  is not summed is empty.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status; SystemExit for --help and for bad options."""
+    options = _parser().parse_args(argv)
+    try:
+        build = fp.build_info()
+    except RuntimeError as error:  # FUSED_PENALTIES_ISA is not supported
+        return _fault(error)
+    try:
+        return _write(options.form, _report(options, build))
+    except FileFault as error:
+        return _fault(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fault(error: object) -> int:
+    # A file's name may hold a line break, and this is to be one line.
+    print(f"fused-penalties: {printable(str(error))}", file=sys.stderr)
+    return 2
+
+
+def _write(form: Callable[[Report], str], report: Report) -> int:
+    """Everything is written here, at the end: no fault comes after half a report."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for an encoding without Σ
+    try:
+        sys.stdout.write(form(report))
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter flushes once more when it ends, and would complain about what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `| head` has seen enough; the status is the one that a shell gives to SIGPIPE.
+        return 141 if isinstance(error, BrokenPipeError) else _fault(f"output: {error.strerror}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="fused-penalties")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="the sums and penalties of the tensors in weight files",
+        description=DESCRIPTION,
+        epilog=NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = report.add_argument
+    add("files", nargs="+", metavar="FILE")
+    add("--l1", type=_strength, default=0.01, metavar="X", help="L1 strength (default: 0.01)")
+    add("--l2", type=_strength, default=0.01, metavar="X", help="L2 strength (default: 0.01)")
+    add("--scale", choices=FORMULAS, default="keras", help="L2 without or with ½ (default: keras)")
+    for option, which in ("--include", "only"), ("--exclude", "leave out"):
+        add(
+            option,
+            type=_regex,
+            action="append",
+            default=[],
+            metavar="REGEX",
+            help=f"{which} tensors with a match anywhere in their name; may be repeated",
+        )
+    add(
+        "--sort",
+        choices=_SORT_KEYS,
+        default="file",
+        help="names rising, numbers falling (default: as in the file)",
+    )
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const=as_json)
+    form.add_argument("--csv", dest="form", action="store_const", const=as_csv)
+    add("--threads", type=_threads, metavar="N", help="at most so many (default: OMP_NUM_THREADS)")
+    report.set_defaults(form=as_table)
+    return parser
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _strength(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text!r}")
+    return value
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+
+
+def _threads(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return value
+
+
+def _falling(value: float | None) -> tuple[bool, bool, float]:
+    # NaN first, since it is what one looks for; what is not summed last.
+    return value is None, value == value, -(value or 0.0)
+
+
+_SORT_KEYS: dict[str, Callable[[Row], Any]] = {
+    "file": lambda row: 0,
+    "name": lambda row: row.name,
+    "size": lambda row: -row.size,
+    "abs": lambda row: _falling(row.abs),
+    "square": lambda row: _falling(row.square),
+}
+
+
+def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
+    def wanted(name: str) -> bool:
+        included = not options.include or any(regex.search(name) for regex in options.include)
+        return included and not any(regex.search(name) for regex in options.exclude)
+
+    listed = [(file, tensor) for file in options.files for tensor in open_tensors(file, wanted)]
+    if not listed:
+        raise FileFault(", ".join(options.files), "no tensor in it, or none that the filters leave")
+    summed = [tensor for _, tensor in listed if tensor.load]
+    nbytes = sum(tensor.nbytes for tensor in summed)
+
+    begun = time.perf_counter()
+    with _progress(nbytes) as advance:
+        sums = _sums(summed, options.threads, advance)
+    seconds = time.perf_counter() - begun
+
+    # contrib's factor 1/2 goes into the coefficient, where halving is exact.
+    l1, l2 = options.l1, options.l2 / 2 if options.scale == "contrib" else options.l2
+    pairs = list(zip(sums.abs.tolist(), sums.square.tolist(), strict=True))
+    next_pair = iter(pairs)
+    rows = []
+    for file, tensor in listed:
+        row = Row(file, tensor.name, tensor.shape, tensor.dtype, tensor.size, tensor.nbytes)
+        if tensor.load:
+            pair = next(next_pair)
+            row = row._replace(
+                abs=pair[0],
+                square=pair[1],
+                l1_penalty=float(_convention.penalty(tensor.dtype, *pair, l1=l1)),
+                l2_penalty=float(_convention.penalty(tensor.dtype, *pair, l2=l2)),
+            )
+        rows.append(row)
+
+    def total_penalty(l1: float = 0.0, l2: float = 0.0) -> float:
+        terms = [
+            _convention.term(tensor.dtype, *pair, l1, l2)
+            for tensor, pair in zip(summed, pairs, strict=True)
+        ]
+        dtype = _convention.widest(tensor.dtype for tensor in summed)
+        return float(_convention.scalar(_convention.total(terms), dtype))
+
+    return Report(
+        scale=options.scale,
+        l1=options.l1,
+        l2=options.l2,
+        tensors=sorted(rows, key=_SORT_KEYS[options.sort]),
+        totals=Totals(
+            size=sum(tensor.size for tensor in summed),
+            bytes=nbytes,
+            abs=sums.total_abs,
+            square=sums.total_square,
+            l1_penalty=total_penalty(l1=l1),
+            l2_penalty=total_penalty(l2=l2),
+        ),
+        seconds=seconds,
+        isa=build["active_isa"],
+        threads=options.threads or build["threads"],
+    )
+
+
+def _sums(
+    tensors: Sequence[Tensor], threads: int | None, advance: Callable[[int], None]
+) -> fp.Sums:
+    limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
+    for first, arrays in _batches(tensors):
+        partial = fp.partial_sums(arrays, threads=threads)
+        limbs[first : first + len(arrays)] += partial.limbs
+        advance(sum(array.nbytes for array in arrays))
+    return fp.PartialSums(limbs).sums()
+
+
+def _batches(tensors: Iterable[Tensor]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """Pieces of at most BATCH bytes together, of consecutive tensors, and the first one's place."""
+    first, nbytes = 0, 0
+    batch: list[NDArray[Any]] = []
+    for place, tensor in enumerate(tensors):
+        assert tensor.load
+        flat = tensor.load().reshape(-1, order="A")  # a view in either order, C or Fortran
+        step = BATCH // flat.itemsize
+        for begin in range(0, max(1, flat.size), step):
+            piece = flat[begin : begin + step]
+            if nbytes and nbytes + piece.nbytes > BATCH:
+                yield first, batch
+                first, batch, nbytes = place, [], 0
+            batch.append(piece)
+            nbytes += piece.nbytes
+    if batch:
+        yield first, batch
+
+
+@contextmanager
+def _progress(nbytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr if that is a terminal, from the second second on."""
+    console = Console(stderr=True)
+    bar = Progress(
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True
+    )
+    task = bar.add_task("", total=nbytes)
+    begun = time.monotonic()
+
+    def advance(more: int) -> None:
+        bar.advance(task, more)
+        if console.is_interactive and time.monotonic() - begun > 1.0:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -1,0 +1,67 @@
+"""The sums depend on no rounding mode and no flushing of subnormals, and leave both alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import float_environment
+import fused_penalties as fp
+import oracle
+import values
+from oracle import hexes
+
+modes = pytest.mark.parametrize("mode", float_environment.MODES)
+
+
+def weights() -> list[np.ndarray]:
+    """Sums that round, subnormal weights, and squares that are subnormal in the lane's type."""
+    kinds = ("lognormal", "subnormal", "extreme", "spread")
+    arrays = [values.make(kind, dtype, 20_000) for kind in kinds for dtype in oracle.DTYPES]
+    in_float32 = values.make("subnormal", "bfloat16", 20_000)
+    in_float32[::1000] = 2.0**-50
+    small = values.make("spread", "bfloat16", 9000) * np.array(2.0**-40, oracle.BFLOAT16)
+    arrays += [in_float32, small]
+    arrays += [values.make("subnormal", "float64", 3), np.full(3, 2.0**-530)]
+    return [np.asarray(x) for x in arrays]
+
+
+@modes
+def test_the_modes_are_hostile(mode: str) -> None:
+    """Were the register not set at all, the tests below would show nothing."""
+    one, tiny = np.array([1.0]), np.array([2.0**-30 * 2.0**-30])
+    small, subnormal = np.array([2.0**-1000]), np.array([2.0**-1040])
+
+    def arithmetic() -> list[str]:
+        results = [one + tiny, one - tiny, subnormal + subnormal, small * tiny]
+        return hexes(float(x[0]) for x in results)
+
+    usual = arithmetic()
+    with float_environment.hostile(mode):
+        unusual = arithmetic()
+    assert unusual != usual
+
+
+@modes
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_and_the_mode_stays(mode: str, threads: int, isa: str) -> None:
+    arrays = weights()
+    swapped = [x.astype(x.dtype.newbyteorder(">")) for x in arrays if x.dtype != oracle.BFLOAT16]
+    strided = [x[::-3] for x in arrays]
+    expected = [oracle.sums(x) for x in [*arrays, *swapped, *strided]]
+    expected_totals = oracle.totals([*arrays, *swapped, *strided])
+    parts_of = np.split(arrays[0], [4096, 8192])
+    with float_environment.hostile(mode) as control:
+        sums = fp.sums([*arrays, *swapped, *strided], threads=threads)
+        after_sums = float_environment.control()
+        first, *others = (fp.partial_sums(x, threads=threads) for x in parts_of)
+        for other in others:
+            first += other
+        merged = first.sums()
+        after_merging = float_environment.control()
+        totals = [sums.total_abs, sums.total_square]
+    assert after_sums == after_merging == control
+    assert hexes(sums.abs) == hexes(a for a, _ in expected)
+    assert hexes(sums.square) == hexes(s for _, s in expected)
+    assert hexes(totals) == hexes(expected_totals)
+    assert hexes([*merged.abs, *merged.square]) == hexes(expected[0])

@@ -1,0 +1,131 @@
+"""The kernels of the source tree without Python: their objects, and other processors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import golden
+import oracle
+import values
+from oracle import hexes
+
+SOURCE = Path(__file__).resolve().parents[1]
+# The tools of the environment that runs pytest come first, whether or not it is activated.
+PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # as in span.hpp
+
+
+def tool(name: str) -> str:
+    """The path of a program that need not be there."""
+    found = shutil.which(name, path=PATH)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def build(folder: Path, *options: str) -> Path:
+    """Builds the kernels and the driver, and returns the driver."""
+    cmake, environment = shutil.which("cmake", path=PATH), {**os.environ, "PATH": PATH}
+    assert cmake is not None, 'the extra "test" installs cmake'
+    configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
+    configure += ["-DFUSED_PENALTIES_PYTHON=OFF", "-DFUSED_PENALTIES_NATIVE_TESTS=ON"]
+    for command in (configure, [cmake, "--build", folder]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning:" not in done.stdout + done.stderr
+    return folder / "driver"
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of the driver for this processor."""
+    return [str(build(tmp_path_factory.mktemp("native")))]
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command of the driver for 64-bit ARM under an emulator."""
+    compiler, emulator = tool("aarch64-linux-gnu-g++"), tool("qemu-aarch64")
+    driver = build(
+        tmp_path_factory.mktemp("aarch64"),
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+    )
+    libc = subprocess.check_output([compiler, "-print-file-name=libc.so.6"], text=True).strip()
+    return [emulator, "-L", str(Path(libc).resolve().parents[1]), str(driver)]
+
+
+@cache
+def buffers() -> tuple[list[tuple[np.ndarray, int]], list[str]]:
+    """Buffers, by how much each misses a multiple of 64 bytes, and what the driver should print."""
+    arrays = [golden.array(case) for case in golden.inputs()]
+    for dtype, numpy_dtype in oracle.DTYPES.items():
+        lanes, block = oracle.lanes(numpy_dtype), oracle.block_elements(numpy_dtype)
+        lengths = [0, *range(1, 70), *range(lanes - 9, lanes + 10), *range(block - 9, block + 10)]
+        x = values.make("lognormal", dtype, 3 * block)
+        arrays += [x[:length] for length in lengths]
+        for kind in values.KINDS:
+            arrays += [values.make(kind, dtype, length) for length in (5, block, 2 * block + 77)]
+    expected = [" ".join(hexes(oracle.sums(x))) for x in arrays]
+    expected.append(" ".join(hexes(oracle.totals(arrays))))
+    return [(x, number * 7 % 64) for number, x in enumerate(arrays)], expected
+
+
+def run(command: list[str], isa: str, threads: int) -> list[str]:
+    message = b"".join(
+        struct.pack("<3Q", DTYPE_NUMBERS[x.dtype.name], x.size, offset) + x.tobytes()
+        for x, offset in buffers()[0]
+    )
+    done = subprocess.run(
+        [*command, isa, str(threads)], input=message, capture_output=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
+
+def isas(command: list[str]) -> list[str]:
+    return subprocess.check_output(command, text=True).split()
+
+
+def test_this_processor(native: list[str]) -> None:
+    """Shows that the driver itself is right; the same kernels are tested from Python at length."""
+    assert "scalar" in isas(native)
+    for isa in isas(native):
+        assert run(native, isa, threads=2) == buffers()[1]
+
+
+@pytest.mark.parametrize("isa", ["neon", "scalar"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_aarch64(aarch64: list[str], isa: str, threads: int) -> None:
+    assert isa in isas(aarch64)
+    assert run(aarch64, isa, threads) == buffers()[1]
+
+
+@pytest.mark.parametrize(("built", "nm"), [("native", "nm"), ("aarch64", "aarch64-linux-gnu-nm")])
+def test_objects_of_one_isa_export_nothing_but_their_table(
+    built: str, nm: str, request: pytest.FixtureRequest
+) -> None:
+    """The linker might keep the copy of a weak symbol that only a newer processor can run."""
+    folder = Path(request.getfixturevalue(built)[-1]).parent
+    objects = {
+        path.name: path
+        for name in ("baseline", "avx2", "avx512", "neon")
+        for path in folder.rglob(f"{name}.cpp.o*")
+    }
+    assert objects
+    for path in objects.values():
+        listing = subprocess.check_output([tool(nm), "--defined-only", path], text=True)
+        symbols = [line.split()[1:] for line in listing.splitlines()]
+        exported = [symbol for symbol in symbols if symbol[0].isupper() or symbol[0] in "uvw"]
+        assert len(exported) == 1, exported
+        assert exported[0][0] in "DR", exported

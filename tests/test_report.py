@@ -1,0 +1,634 @@
+"""The command: its numbers, its three forms of output, its options, and every way to fail."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import fcntl
+import io
+import json
+import math
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import termios
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import oracle
+from fused_penalties import cli
+
+BF16 = ml_dtypes.bfloat16
+X = "\N{MULTIPLICATION SIGN}"
+NUMBERS = ["size", "Σ|w|", "Σw²", "L1", "L2"]
+TINY = {"a.weight": np.array([[1, -2], [-3, 4]], np.float32), "a.bias": np.ones(3, np.float32)}
+
+
+def ints(*shape: int, dtype: object = np.float32, seed: int = 0) -> np.ndarray:
+    """Whole numbers, of which every sum in these tests is exact."""
+    return np.random.default_rng(seed).integers(-9, 10, shape).astype(dtype)
+
+
+def model() -> dict[str, np.ndarray]:
+    return {
+        "embed.weight": ints(50, 40, dtype=BF16),
+        "embed.position_ids": np.arange(50)[None],
+        "layer.0.kernel": ints(300, 200, seed=1),
+        "layer.0.bias": ints(200, seed=2),
+        "layer.1.kernel": ints(200, 100, dtype=np.float16, seed=3),
+        "layer.1.scale": np.array(-3.0, np.float64),
+        "layer.1.mask": np.ones((3, 3), bool),
+        "layer.2.pruned": np.zeros((0, 100), np.float32),
+    }
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    """Without what makes rich or argparse take a pipe for a terminal, or one of another width."""
+    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tiny(tmp_path) -> str:
+    save_file(TINY, tmp_path / "tiny.safetensors")
+    return str(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def whole(tmp_path) -> str:
+    save_file(model(), tmp_path / "model.safetensors", metadata={"format": "np"})
+    return str(tmp_path / "model.safetensors")
+
+
+def run(capsys, *argv: object) -> str:
+    assert cli.main(["report", *map(str, argv)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def run_json(capsys, *argv: object) -> dict:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(run(capsys, *argv, "--json"), parse_constant=refuse)
+
+
+def process(*argv: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "fused_penalties", "report", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
+
+
+def exact_sums(array: np.ndarray) -> tuple[int, int]:
+    values = [int(value) for value in array.ravel()]
+    return sum(map(abs, values)), sum(value * value for value in values)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("scale", ["keras", "contrib"])
+def test_sums_and_penalties(capsys, whole, scale):
+    report = run_json(capsys, whole, "--l1", "0.01", "--l2", "0.3", "--scale", scale)
+    arrays = model()
+    assert {row["name"] for row in report["tensors"]} == set(arrays)
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind not in "ib"}
+    half = {"keras": 1, "contrib": 2}[scale]
+    for row in report["tensors"]:
+        array = arrays[row["name"]]
+        assert row["file"] == whole
+        assert row["shape"] == list(array.shape)
+        assert (row["size"], row["bytes"]) == (array.size, array.nbytes)
+        if row["name"] not in floats:
+            assert [row[key] for key in ("abs", "square", "l1_penalty", "l2_penalty")] == [None] * 4
+            continue
+        sum_abs, sum_square = exact_sums(array)
+        assert (row["abs"], row["square"]) == (sum_abs, sum_square)
+        dtype = np.float64 if array.dtype == np.float64 else np.float32
+        l1, l2 = float(dtype(0.01)), float(dtype(0.3))
+        assert row["dtype"] == array.dtype.name
+        assert row["l1_penalty"] == float(dtype(l1 * sum_abs))
+        assert row["l2_penalty"] == float(dtype(l2 * sum_square / half))
+
+    totals = report["totals"]
+    assert totals["size"] == sum(array.size for array in floats.values())
+    assert totals["bytes"] == sum(array.nbytes for array in floats.values())
+    sums = [exact_sums(array) for array in floats.values()]
+    assert totals["abs"] == sum(pair[0] for pair in sums)
+    assert totals["square"] == sum(pair[1] for pair in sums)
+    # One of the tensors is float64, and so is the total.
+    strengths = [np.float64 if a.dtype == np.float64 else np.float32 for a in floats.values()]
+    l1_terms = [float(d(0.01)) * pair[0] for d, pair in zip(strengths, sums, strict=True)]
+    l2_terms = [float(d(0.3)) * pair[1] / half for d, pair in zip(strengths, sums, strict=True)]
+    assert totals["l1_penalty"] == math.fsum(l1_terms)
+    assert totals["l2_penalty"] == math.fsum(l2_terms)
+
+
+def test_the_numbers_that_users_of_the_original_libraries_know(capsys, tiny):
+    def penalties(*argv: object) -> tuple[np.float32, np.float32]:
+        row = run_json(capsys, tiny, "--include", "weight", *argv)["totals"]
+        return np.float32(row["l1_penalty"]), np.float32(row["l2_penalty"])
+
+    assert penalties() == (np.float32(0.099999994), np.float32(0.29999998))
+    assert penalties("--scale", "contrib") == (np.float32(0.099999994), np.float32(0.14999999))
+    assert penalties("--l1", 0.5, "--l2", 1) == (5.0, 30.0)
+    assert penalties("--l1", 0.5, "--l2", 0.5, "--scale", "contrib") == (5.0, 7.5)
+    assert penalties("--l1", 0, "--l2", 0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("batch", [8192, 16384, 1 << 20, cli.BATCH])
+def test_cutting_tensors_changes_no_bit(capsys, tmp_path, monkeypatch, isa, batch):
+    monkeypatch.setattr(cli, "BATCH", batch)
+    rng = np.random.default_rng(7)
+    arrays = {
+        f"{name}.{size}": (rng.standard_cauchy(size) * scale).astype(dtype)
+        for name, dtype, scale in [
+            ("f16", np.float16, 1e-3),
+            ("bf16", BF16, 1e-3),
+            ("f32", np.float32, 1e9),
+            ("f64", np.float64, 1e100),
+        ]
+        for size in (0, 1, 1000, 4096, 70_000)
+    }
+    save_file(arrays, tmp_path / "model.safetensors")
+    report = run_json(capsys, tmp_path / "model.safetensors", "--threads", 2)
+    for row in report["tensors"]:
+        sums = oracle.sums(arrays[row["name"]])
+        assert oracle.hexes((row["abs"], row["square"])) == oracle.hexes(sums)
+    totals = report["totals"]["abs"], report["totals"]["square"]
+    assert oracle.hexes(totals) == oracle.hexes(oracle.totals(arrays.values()))
+
+
+def test_fortran_order_is_cut_in_the_order_of_the_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "BATCH", 8192)
+    array = np.asfortranarray(np.random.default_rng(1).standard_normal((61, 83, 3)), np.float16)
+    expected = oracle.hexes(oracle.sums(array))
+    assert expected != oracle.hexes(oracle.sums(np.ascontiguousarray(array)))
+    np.save(tmp_path / "w.npy", array)
+    np.save(tmp_path / "swapped.npy", array.astype(">f2"))
+    for name in ("w.npy", "swapped.npy"):
+        (row,) = run_json(capsys, tmp_path / name)["tensors"]
+        assert oracle.hexes((row["abs"], row["square"])) == expected
+
+
+def test_the_total_penalty_is_rounded_once(capsys, tmp_path):
+    # Added one by one, the small terms would be lost.
+    weights = {"large": 2.0**53, "small": 1.0, "smaller": 0.5, "smallest": 0.5}
+    np.savez(tmp_path / "w.npz", **{name: np.array([w]) for name, w in weights.items()})
+    totals = run_json(capsys, tmp_path / "w.npz", "--l1", 1)["totals"]
+    assert totals["l1_penalty"] == totals["abs"] == 2.0**53 + 2
+
+    # Each float32 penalty is rounded, but the total is not the sum of those.
+    save_file({f"w{n}": np.ones(9, np.float32) for n in range(30)}, tmp_path / "w.safetensors")
+    report = run_json(capsys, tmp_path / "w.safetensors", "--l1", 0.1)
+    exact = float(np.float32(0.1)) * 270
+    total = report["totals"]["l1_penalty"]
+    assert total == float(np.float32(exact))
+    assert total != np.float32(sum(row["l1_penalty"] for row in report["tensors"]))
+
+
+def test_nan_and_infinity(capsys, tmp_path):
+    arrays = {
+        "nan": np.array([1, np.nan], np.float32),
+        "inf": np.array([1, -np.inf], np.float32),
+        "large": np.full(3, 3e38, np.float32),
+        "one": np.ones(1, np.float32),
+    }
+    save_file(arrays, tmp_path / "w.safetensors")
+    report = run_json(capsys, tmp_path / "w.safetensors", "--l1", 10, "--l2", 0)
+    rows = {row["name"]: row for row in report["tensors"]}
+    assert (rows["nan"]["abs"], rows["nan"]["square"], rows["nan"]["l1_penalty"]) == ("NaN",) * 3
+    assert (rows["inf"]["abs"], rows["inf"]["square"]) == ("Infinity",) * 2
+    assert rows["large"]["abs"] == 3 * float(np.float32(3e38))
+    assert rows["large"]["l1_penalty"] == "Infinity"
+    assert rows["large"]["l2_penalty"] == 0.0
+    assert report["totals"]["abs"] == "NaN"
+    assert run_json(capsys, tmp_path / "w.safetensors", "--exclude", "nan")["totals"]["abs"] == (
+        "Infinity"
+    )
+    assert float("NaN") != float("NaN")
+    assert float("Infinity") == math.inf
+
+    lines = list(csv.DictReader(io.StringIO(run(capsys, tmp_path / "w.safetensors", "--csv"))))
+    assert [line["abs"] for line in lines if line["name"] in ("nan", "inf")] == ["inf", "nan"]
+    table = run(capsys, tmp_path / "w.safetensors")
+    assert "nan" in table
+    assert "inf" in table
+
+
+# The three forms
+
+
+def test_csv(capsys, whole):
+    lines = list(csv.reader(io.StringIO(run(capsys, whole, "--csv", "--l2", "0.3"))))
+    report = run_json(capsys, whole, "--l2", "0.3")
+    assert lines[0] == list(report["tensors"][0])
+    for line, row in zip(lines[1:], report["tensors"], strict=True):
+        found = dict(zip(lines[0], line, strict=True))
+        assert found.pop("shape") == "x".join(map(str, row.pop("shape")))
+        for key in ("abs", "square", "l1_penalty", "l2_penalty"):
+            text = found.pop(key)
+            assert (float(text) if text else None) == row.pop(key)
+        assert found == {key: str(value) for key, value in row.items()}
+
+
+def test_json_says_how_it_was_made(capsys, whole):
+    report = run_json(capsys, whole, "--threads", 2, "--scale", "contrib", "--l1", 0.5)
+    assert (report["scale"], report["l1"], report["l2"]) == ("contrib", 0.5, 0.01)
+    assert report["threads"] == 2
+    assert report["isa"] == cli.fp.build_info()["active_isa"]
+    assert report["seconds"] > 0
+    assert report["gb_per_s"] == report["totals"]["bytes"] / report["seconds"] / 1e9
+
+
+def test_table_when_piped_is_one_line_a_tensor_and_never_cut(capsys, tmp_path):
+    name = "model.decoder." + "layers.11." * 30 + "weight"
+    arrays = {name: ints(1000, 100), "ids": np.arange(3)}
+    save_file(arrays, tmp_path / "w.safetensors")
+    lines = run(capsys, tmp_path / "w.safetensors").splitlines()
+    assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line}
+    sum_abs, sum_square = exact_sums(arrays[name])
+    numbers = ["100,000", f"{sum_abs}", f"{sum_square:.6g}"]
+    assert rows[name][:5] == [f"1000{X}100", "float32", *numbers]
+    assert rows["ids"] == ["3", "I64", "3", "-", "-", "-", "-"]
+    assert rows["total"][:3] == numbers
+    notes = lines[lines.index("") + 1 :]
+    assert notes[0] == "keras scale: l1·Σ|w| + l2·Σw², l1 = 0.01, l2 = 0.01"
+    assert re.fullmatch(r"400,000 bytes in \S+ s: \S+ GB/s \(\w+, \d+ threads?\)", notes[1])
+    assert notes[2:] == ["not summed, and in no total: 1 I64"]
+
+
+def test_table_says_the_scale_and_the_threads(capsys, tiny):
+    out = run(capsys, tiny, "--scale", "contrib", "--l1", 0, "--l2", 1e-4, "--threads", 1)
+    assert "contrib scale: l1·Σ|w| + l2·Σw²/2, l1 = 0, l2 = 0.0001" in out
+    isa = cli.fp.build_info()["active_isa"]
+    assert f"({isa}, 1 thread)" in out
+    assert "not summed" not in out
+
+
+def test_several_files(capsys, tmp_path, tiny):
+    np.save(tmp_path / "w.npy", TINY["a.weight"])
+    np.savez(tmp_path / "w.npz", **{"a.bias": TINY["a.bias"]})
+    files = [tiny, str(tmp_path / "w.npy"), str(tmp_path / "w.npz")]
+    rows = [line.split()[:3] for line in run(capsys, *files).splitlines()]
+    assert rows[0] == ["file", "tensor", "shape"]
+    assert rows[2:6] == [
+        [files[0], "a.bias", "3"],
+        [files[0], "a.weight", f"2{X}2"],
+        [files[1], "w", f"2{X}2"],
+        [files[2], "a.bias", "3"],
+    ]
+    report = run_json(capsys, *files)
+    assert [row["file"] for row in report["tensors"]] == [files[0], *files]
+    assert (report["totals"]["abs"], report["totals"]["square"]) == (26, 66)
+
+
+def test_sharded_model(capsys, tmp_path):
+    for number, (name, array) in enumerate(TINY.items()):
+        save_file({name: array}, tmp_path / f"model-{number}.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {name: f"model-{number}.safetensors" for number, name in enumerate(TINY)}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    report = run_json(capsys, index)
+    assert [(row["file"], row["name"]) for row in report["tensors"]] == [
+        (str(index), name) for name in TINY
+    ]
+    assert report["totals"]["abs"] == 13
+
+
+def test_names_cannot_move_the_cursor_or_break_the_line(capsys, tmp_path):
+    names = ["a\nb", "\x1b[2Jgone", "[red]x[/red]", ":smile:", "Σ.権重", "\u202eevil"]
+    save_file({name: ints(2) for name in names}, tmp_path / "w.safetensors")
+    out = run(capsys, tmp_path / "w.safetensors")
+    shown = {line.split()[0] for line in out.splitlines() if "float32" in line}
+    assert shown == {r"a\nb", r"\x1b[2Jgone", "[red]x[/red]", ":smile:", "Σ.権重", r"\u202eevil"}
+    report = run_json(capsys, tmp_path / "w.safetensors")
+    assert sorted(row["name"] for row in report["tensors"]) == sorted(names)
+    lines = list(csv.DictReader(io.StringIO(run(capsys, tmp_path / "w.safetensors", "--csv"))))
+    assert sorted(line["name"] for line in lines) == sorted(names)
+
+
+# Options
+
+
+def test_include_and_exclude(capsys, whole):
+    def names(*argv: str) -> set[str]:
+        return {row["name"] for row in run_json(capsys, whole, *argv)["tensors"]}
+
+    assert names("--include", r"kernel$") == {"layer.0.kernel", "layer.1.kernel"}
+    assert names("--include", "bias", "--include", "^embed") == {
+        "layer.0.bias",
+        "embed.weight",
+        "embed.position_ids",
+    }
+    assert names("--exclude", "layer", "--exclude", "ids") == {"embed.weight"}
+    assert names("--include", "layer.0", "--exclude", "bias") == {"layer.0.kernel"}
+
+
+def test_sort(capsys, tmp_path):
+    arrays = {
+        "b": np.array([5, 0, 0], np.float32),
+        "c": np.array([3, 3], np.float32),
+        "ids": np.arange(4),
+        "a": np.array([4, 1.5, 0, 0, 0], np.float32),
+        "nan": np.array([np.nan], np.float32),
+    }
+    np.savez(tmp_path / "w.npz", **arrays)
+
+    def order(*argv: str) -> list[str]:
+        lines = csv.DictReader(io.StringIO(run(capsys, tmp_path / "w.npz", "--csv", *argv)))
+        return [line["name"] for line in lines]
+
+    assert order() == order("--sort", "file") == list(arrays)
+    assert order("--sort", "name") == sorted(arrays)
+    assert order("--sort", "size") == ["a", "ids", "b", "c", "nan"]
+    assert order("--sort", "abs") == ["nan", "c", "a", "b", "ids"]
+    assert order("--sort", "square") == ["nan", "b", "a", "c", "ids"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--l1", "-1"], "argument --l1: expected a finite number >= 0, got '-1'"),
+        (["--l2", "nan"], "argument --l2: expected a finite number >= 0, got 'nan'"),
+        (["--l2", "inf"], "argument --l2: expected a finite number >= 0, got 'inf'"),
+        (["--l1", "x"], "argument --l1: expected a finite number >= 0, got 'x'"),
+        (["--include", "("], "argument --include: '(' is no regular expression: missing )"),
+        (["--exclude", "*"], "argument --exclude: '*' is no regular expression: nothing to"),
+        (["--threads", "0"], "argument --threads: expected a whole number >= 1, got '0'"),
+        (["--threads", "2.5"], "argument --threads: expected a whole number >= 1, got '2.5'"),
+        (["--scale", "torch"], "argument --scale: invalid choice: 'torch'"),
+        (["--sort", "shape"], "argument --sort: invalid choice: 'shape'"),
+        (["--json", "--csv"], "argument --csv: not allowed with argument --json"),
+        (["--pickle"], "unrecognized arguments: --pickle"),
+    ],
+)
+def test_bad_options(capsys, tiny, argv, message):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", tiny, *argv])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2
+    assert out == ""
+    assert re.match(r"fused-penalties( report)?: ", err)
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [[], ["report"], ["inspect", "w.npy"]])
+def test_incomplete_commands(capsys, argv):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    out, err = capsys.readouterr()
+    assert (caught.value.code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["report", "--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "L2 = l2·Σw²/2" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+# Faults
+
+
+def assert_fault(result: subprocess.CompletedProcess[str], message: str) -> None:
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == f"fused-penalties: {message}\n"
+
+
+def test_faults_are_one_line_and_status_2(capsys, tmp_path, tiny):
+    """One of each kind through the whole command; test_files.py has them all."""
+    for name in ("missing.npz", "line\nbreak.npy"):
+        path = tmp_path / name
+        shown = str(path).replace("\n", r"\n")
+        assert_fault(process(tiny, path), f"{shown}: No such file or directory")
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(Path(tiny).read_bytes()[:-1])
+    for form in ([], ["--json"], ["--csv"]):
+        assert cli.main(["report", tiny, str(short), *form]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"fused-penalties: {short}: truncated or corrupt: ")
+        assert err.count("\n") == 1
+
+
+def test_a_fault_in_the_middle_of_the_pass_leaves_nothing_on_stdout(capsys, tmp_path, tiny):
+    path = tmp_path / "w.npz"
+    np.savez(path, first=ints(10), second=ints(1000))
+    path.write_bytes(path.read_bytes().replace(ints(1000).tobytes(), bytes(4000)))
+    assert cli.main(["report", tiny, str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fused-penalties: {path}: member 'second': truncated or corrupt: ")
+
+
+def test_no_tensor_left(capsys, tmp_path, tiny):
+    np.save(tmp_path / "w.npy", ints(3))
+    save_file({}, tmp_path / "none.safetensors")
+    for argv, files in [
+        ([tiny, "--include", "nothing"], tiny),
+        ([tiny, "--exclude", ""], tiny),
+        ([str(tmp_path / "none.safetensors")], str(tmp_path / "none.safetensors")),
+        ([tiny, str(tmp_path / "w.npy"), "--exclude", "."], f"{tiny}, {tmp_path / 'w.npy'}"),
+    ]:
+        assert cli.main(["report", *argv]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err == (
+            f"fused-penalties: {files}: no tensor in it, or none that the filters leave\n"
+        )
+
+
+def test_nothing_to_sum_is_a_report(capsys, tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(5))
+    report = run_json(capsys, tmp_path / "ids.npy")
+    assert report["totals"] == {
+        "size": 0,
+        "bytes": 0,
+        "abs": 0.0,
+        "square": 0.0,
+        "l1_penalty": 0.0,
+        "l2_penalty": 0.0,
+    }
+    assert "0 bytes in" in run(capsys, tmp_path / "ids.npy")
+
+
+def test_unknown_isa(tiny):
+    result = process(tiny, env={**os.environ, "FUSED_PENALTIES_ISA": "sse9"})
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("fused-penalties: ")
+    assert "sse9" in result.stderr
+    assert "not supported" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_forced_isa(tiny):
+    result = process(tiny, env={**os.environ, "FUSED_PENALTIES_ISA": "scalar"})
+    assert result.returncode == 0
+    assert "(scalar, " in result.stdout
+
+
+def test_interrupt(tmp_path):
+    pipe = tmp_path / "w.npy"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "fused_penalties", "report", str(pipe)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # It opens once the command does, which then waits for the first byte.
+    with pipe.open("wb"):
+        child.send_signal(signal.SIGINT)
+        assert child.communicate() == (b"", b"")
+    assert child.returncode == 130
+
+
+def test_interrupt_in_the_pass(capsys, tiny, monkeypatch):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.fp, "partial_sums", interrupted)
+    assert cli.main(["report", tiny]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def process_writing_to(stdout: BinaryIO, *argv: str) -> subprocess.CompletedProcess[str]:
+    # Buffered, as usual: then the interpreter itself writes once more when it ends.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "fused_penalties", "report", *argv]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_closed_pipe(tiny, form):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        child = process_writing_to(closed, tiny, *form)
+    assert (child.returncode, child.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_full_disk(tiny):
+    with Path("/dev/full").open("wb") as full:
+        child = process_writing_to(full, tiny)
+    assert child.returncode == 2
+    assert child.stderr == f"fused-penalties: output: {os.strerror(errno.ENOSPC)}\n"
+
+
+def test_output_without_unicode(tiny):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = process(tiny, env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "a.weight" in result.stdout
+    assert r"\u03a3|w|" in result.stdout
+
+
+# The process and the terminal
+
+
+def test_installed_command(tiny):
+    command = [Path(sysconfig.get_path("scripts")) / "fused-penalties", "report", tiny, "--csv"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == process(tiny, "--csv").stdout
+    assert result.stdout.splitlines()[2].startswith(f"{tiny},a.weight,2x2,float32,4,16,10.0,30.0,")
+
+
+def test_importing_the_package_imports_nothing_that_only_the_command_needs():
+    code = (
+        "import sys, fused_penalties; print({'rich', 'safetensors', 'argparse'} & {*sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n"
+
+
+def terminal(columns: int, *argv: object) -> list[str]:
+    """The lines of the report on a terminal of that width, without colours."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fused_penalties", "report", *map(str, argv)],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )
+    os.close(its)
+    output = b""
+    with contextlib.suppress(OSError):  # EIO is how Linux reports the end of a terminal
+        while chunk := os.read(ours, 1 << 16):
+            output += chunk
+    os.close(ours)
+    assert child.wait() == 0
+    assert b"\x1b[" in output
+    return re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).replace("\r\n", "\n").splitlines()
+
+
+def test_terminal_with_room(tmp_path, tiny):
+    lines = terminal(80, tiny)
+    assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
+    assert lines[3].split() == ["a.weight", f"2{X}2", "float32", "4", "10", "30", "0.1", "0.3"]
+    assert max(map(len, lines)) <= 80
+    assert len({len(line) for line in lines[:5]}) == 1
+
+
+def test_narrow_terminal_puts_the_numbers_below_whole_names(tmp_path):
+    name = "transformer.encoder.layers.11.attention.output.weight"
+    arrays = {name: ints(3, 3, 128, 256), "ids": np.arange(3), "b": np.float32([1e-5, 1e30])}
+    save_file(arrays, tmp_path / "w.safetensors")
+    lines = terminal(80, tmp_path / "w.safetensors", "--sort", "size")
+    sum_abs, sum_square = exact_sums(arrays[name])
+    assert lines[0].split() == NUMBERS
+    assert lines[2] == f"{name}  3{X}3{X}128{X}256  float32"
+    l1, l2 = (float(np.float32(0.01)) * value for value in (sum_abs, sum_square))
+    numbers = [f"{float(np.float32(x)):.6g}" for x in (sum_abs, sum_square, l1, l2)]
+    assert lines[3].split() == ["294,912", *numbers]
+    assert lines[4] == "ids  3  I64"
+    assert lines[5].split() == ["3", "-", "-", "-", "-"]
+    assert lines[8] == "total"
+    assert max(map(len, lines)) <= 80
+    assert len({len(line) for line in (lines[0], lines[1], *lines[3:11:2])}) == 1
+    wide = terminal(200, tmp_path / "w.safetensors", "--sort", "size")
+    assert wide[2].split() == [name, f"3{X}3{X}128{X}256", "float32", "294,912", *numbers]
+
+
+def test_progress_bar_comes_after_a_second_on_a_terminal_only(capsys, tmp_path, tiny, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def stderr_after(seconds: float, stream: io.StringIO) -> str:
+        ticks = iter(range(100))
+        clock = SimpleNamespace(
+            monotonic=lambda: next(ticks) * seconds, perf_counter=cli.time.perf_counter
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "time", clock)
+            patch.setattr(cli, "BATCH", 8192)
+            patch.setattr(sys, "stderr", stream)
+            patch.setenv("TERM", "xterm-256color")
+            assert cli.main(["report", str(tmp_path / "w.npy")]) == 0
+        return stream.getvalue()
+
+    np.save(tmp_path / "w.npy", ints(8, 1024))
+    shown = stderr_after(0.4, Terminal())
+    assert "32.8/32.8 kB" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert stderr_after(0.1, Terminal()) == ""
+    assert stderr_after(0.4, io.StringIO()) == ""
