@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from . import _core
+from . import _core, contrib, regularizers
 from ._build import build_info
 from ._sums import PartialSums, Sums, partial_sums, sums
+from .losses import add_n
+from .penalties import l2_loss, penalty
+from .store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
 
 __version__ = _core.__version__
 
-__all__ = ["PartialSums", "Sums", "build_info", "partial_sums", "sums"]
+__all__ = [
+    "AUTO_REUSE",
+    "GraphKeys",
+    "PartialSums",
+    "Sums",
+    "VariableStore",
+    "add_n",
+    "build_info",
+    "contrib",
+    "l2_loss",
+    "no_regularizer",
+    "partial_sums",
+    "penalty",
+    "regularizers",
+    "sums",
+]

@@ -1,0 +1,115 @@
+"""The penalties of many buffers in one pass, whatever mixture of regularizers applies to them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _convention, _core
+from ._resolve import RegularizerLike
+from ._weights import adapt, collect
+
+
+class Parts(NamedTuple):
+    """A regularizer taken apart: what the fused sums give, and what has to be called."""
+
+    linear: tuple[float, float] | None
+    """(l1, l2) of l1 * sum(|w|) + l2 * sum(w**2), no factor 1/2; None: it has no such part."""
+    others: tuple[RegularizerLike, ...]
+    """Functions from the buffer to a scalar, or to None for no penalty."""
+
+
+def terms(
+    items: Sequence[Any],
+    parts: Sequence[Parts],
+    names: Sequence[str] | None = None,
+    single: bool = False,
+) -> tuple[list[float], np.dtype[Any]]:
+    """The float64 terms of the penalty of all buffers, and the result dtype of their total.
+
+    The linear parts take one call of the core, in which a buffer is read once however often it is
+    listed, and not at all where both coefficients are zero. An empty list of terms means that
+    there is no penalty, which is not the same as one of 0.0.
+
+    The dtype is that of all buffers, with a penalty or without, so that no strength changes it.
+    A buffer without one may be of another dtype, or no array at all, and then does not count.
+    """
+    # The core says in errors which item is at fault; with buffers left out it is told their labels.
+    labels: Sequence[Any] = range(len(items)) if names is None else names
+    read: dict[int, int] = {}  # the id of a buffer -> its place in the pass
+    buffers: list[Any] = []
+    buffer_labels: list[Any] = []
+    work = []
+    dtypes: set[Any] = set()
+    for item, (linear, others), label in zip(items, parts, labels, strict=True):
+        if linear is None and not others:
+            with contextlib.suppress(TypeError):
+                dtypes.add(_convention.result_dtype(getattr(item, "dtype", None)))
+            continue
+        buffer, dtype = with_dtype(item, "weights" if single else f"weights[{label!r}]")
+        dtypes.add(dtype)
+        work.append((id(item), buffer, dtype, linear, others))
+        if linear is not None and any(linear) and id(item) not in read:
+            read[id(item)] = len(buffers)
+            buffers.append(buffer)
+            buffer_labels.append(label)
+    sum_abs, sum_square, *_ = _core.sums(buffers, tuple(buffer_labels), single, None, False)
+
+    found = []
+    for key, buffer, dtype, linear, others in work:
+        if linear is not None:
+            at = read.get(key)
+            found.append(
+                0.0 if at is None else _convention.term(dtype, sum_abs[at], sum_square[at], *linear)
+            )
+        if others:
+            found.extend(called(others, buffer))
+    return found, _convention.widest(dtypes)
+
+
+def one_buffer(x: Any) -> tuple[Any, np.dtype[Any]]:
+    """The one buffer that `x` is, and the result dtype of its penalty."""
+    items, _ = collect(x)
+    if len(items) != 1:
+        raise ValueError(
+            f"weights: got {len(items)} arrays; wanted one (fused_penalties.penalty takes many)"
+        )
+    buffer, dtype = with_dtype(items[0], "weights")
+    return buffer, _convention.result_dtype(dtype)
+
+
+def one(x: Any, parts: Parts) -> np.floating[Any] | None:
+    """The penalty of the one buffer `x`; None if there is none, which is not the same as 0.0."""
+    buffer, dtype = one_buffer(x)
+    found, _ = terms([buffer], [parts], single=True)
+    return _convention.scalar(_convention.total(found), dtype) if found else None
+
+
+def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
+    """What the functions make of one buffer, without the Nones.
+
+    ValueError, in TensorFlow's words, for an array; TypeError for what is no number at all.
+    """
+    results = [result for other in others if (result := other(buffer)) is not None]
+    for result in results:
+        if rank := np.ndim(result):
+            raise ValueError(
+                f"regularizer must return a scalar Tensor instead of a Tensor with rank {rank}."
+            )
+        if not hasattr(result, "__float__"):
+            raise TypeError(f"regularizer returned a {type(result).__name__}; wanted a scalar")
+    return [float(result) for result in results]
+
+
+def with_dtype(item: Any, label: str) -> tuple[Any, Any]:
+    """The item as something that has a dtype, and that dtype, one which the core reads."""
+    buffer = item if hasattr(item, "dtype") else adapt(item, label)
+    dtype = getattr(buffer, "dtype", None)
+    try:
+        _convention.result_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{label}: {error}") from None
+    return buffer, dtype

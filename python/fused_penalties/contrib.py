@@ -1,0 +1,187 @@
+"""The regularizers of `tf.contrib.layers`, with its formulas, checks and messages.
+
+The L2 penalty of contrib is scale * sum(w**2) / 2, **with** the factor 1/2: `l2_regularizer(s)` has
+the coefficients (0, s / 2), as `regularizers.L2(s / 2)` has.
+
+A scale is a float of at least 0; an integer is refused, as contrib refuses it. A scale of 0.0
+switches the penalty off: the regularizer then returns None, not 0.0. `scope` is the name under
+which a loss made with the regularizer is listed.
+"""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ._evaluate import Parts, one
+from ._resolve import RegularizerLike, Regularizers, check, resolve
+from ._weights import collect
+from .losses import Loss
+from .penalties import penalty_of
+from .regularizers import Regularizer, parts_of
+
+_log = logging.getLogger("fused_penalties")
+_NO_PARTS = Parts(None, ())
+
+
+class Scaled(Regularizer):
+    """l1 * sum(|w|) + l2 * sum(w**2), with a name; contrib's factor 1/2 is already in l2."""
+
+    def __init__(self, l1: float, l2: float, name: str) -> None:
+        self.l1 = l1
+        self.l2 = l2
+        self.name = name
+
+    @property
+    def coefficients(self) -> tuple[float, float]:
+        return self.l1, self.l2
+
+
+class Sum(Regularizer):
+    """The sum of some regularizers and functions, with a name; it reads the weights once.
+
+    The members' coefficients add up as float64 numbers and are then rounded to the weights' dtype,
+    so two L1 regularizers are the L1 regularizer of the sum of their scales. Without members, or
+    with members that all return None, it returns None.
+    """
+
+    def __init__(self, members: Iterable[RegularizerLike], name: str) -> None:
+        self.members = tuple(members)
+        self.name = name
+
+    @property
+    def parts(self) -> Parts:
+        linear = None
+        others: tuple[RegularizerLike, ...] = ()
+        for part in map(parts_of, self.members):
+            if part.linear is not None:
+                l1, l2 = linear or (0.0, 0.0)
+                linear = (l1 + part.linear[0], l2 + part.linear[1])
+            others += part.others
+        return Parts(linear, others)
+
+    @property
+    def coefficients(self) -> tuple[float, float] | None:
+        linear, others = self.parts
+        return None if others else linear or (0.0, 0.0)
+
+    def __call__(self, x: Any) -> np.floating[Any] | None:
+        """The penalty of one buffer `x`, as a NumPy scalar, or None."""
+        parts = self.parts
+        return None if parts == _NO_PARTS else one(x, parts)
+
+
+def l1_regularizer(scale: float, scope: str | None = None) -> Regularizer:
+    """scale * sum(|w|); switched off by 0.0.
+
+    Raises ValueError for an integer or a negative scale, TypeError for what is no number.
+    """
+    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}")
+    name = scope or "l1_regularizer"
+    return Scaled(value, 0.0, name) if value else _switched_off(name)
+
+
+def l2_regularizer(scale: float, scope: str | None = None) -> Regularizer:
+    """scale * sum(w**2) / 2, **with** the factor 1/2; switched off by 0.0.
+
+    Raises ValueError for an integer or a negative scale, TypeError for what is no number.
+    """
+    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}.")
+    name = scope or "l2_regularizer"
+    return Scaled(0.0, value / 2, name) if value else _switched_off(name)
+
+
+def l1_l2_regularizer(
+    scale_l1: float = 1.0, scale_l2: float = 1.0, scope: str | None = None
+) -> Regularizer:
+    """scale_l1 * sum(|w|) + scale_l2 * sum(w**2) / 2, **with** the factor 1/2 in the second.
+
+    One scale of 0.0 leaves the other penalty, two switch it off. Raises ValueError for an integer
+    or a negative scale, TypeError for what is no number.
+    """
+    _refuse_integer(scale_l1, "scale_l1")
+    _refuse_integer(scale_l2, "scale_l2")
+    scope = scope or "l1_l2_regularizer"
+    if scale_l1 == 0.0:
+        return l2_regularizer(scale_l2, scope)
+    if scale_l2 == 0.0:
+        return l1_regularizer(scale_l1, scope)
+    return Sum([l1_regularizer(scale_l1), l2_regularizer(scale_l2)], scope)
+
+
+def sum_regularizer(
+    regularizer_list: Iterable[RegularizerLike | None], scope: str | None = None
+) -> Regularizer | None:
+    """The sum of regularizers, without the Nones among them; None if nothing is left.
+
+    A member may be any function from an array to a scalar or None. TypeError for anything else.
+    """
+    members = []
+    for position, member in enumerate(regularizer_list):
+        check(member, f"regularizer_list[{position}]")
+        if member is not None:
+            members.append(member)
+    return Sum(members, scope or "sum_regularizer") if members else None
+
+
+def apply_regularization(regularizer: Regularizers, weights_list: Any = None) -> np.floating[Any]:
+    """The sum of `regularizer` over all weights, each read once: `penalty`, in contrib's words.
+
+    `weights_list` is an array, a sequence or a mapping of arrays; `VariableStore` has a method of
+    this name that takes its collection of weights by default. The result is a NumPy scalar, float64
+    if a buffer is, else float32; a regularizer that returns None counts 0.0.
+
+    Warns (UserWarning) when it is given losses, whose penalty is hardly what was meant.
+
+    Raises:
+        ValueError: no weights, or a regularizer that does not return a scalar.
+        TypeError: something that is no regularizer, or weights of another dtype.
+    """
+    items, names = weights_to_regularize(weights_list)
+    if not items:
+        raise ValueError("No weights to regularize.")
+    return penalty_of(items, names, resolve(regularizer, len(items), names))
+
+
+def weights_to_regularize(weights_list: Any) -> tuple[list[Any], tuple[str, ...] | None]:
+    """The buffers of an argument of `apply_regularization` and their names; none for None.
+
+    Warns its caller's caller when there are losses among them, and takes their values.
+    """
+    if weights_list is None:
+        return [], None
+    items, names = collect(weights_list)
+    if any(isinstance(item, Loss) for item in items):
+        warnings.warn(
+            "apply_regularization was given regularization losses, and computes the penalty of "
+            "penalties; give it the weights, or add up the losses with get_regularization_loss()",
+            UserWarning,
+            stacklevel=3,
+        )
+        items = [np.asarray(item) if isinstance(item, Loss) else item for item in items]
+    return items, names
+
+
+def _switched_off(name: str) -> Regularizer:
+    _log.info("Scale of 0 disables regularizer.")
+    return Sum([], name)
+
+
+def _scale(scale: Any, name: str, negative: str) -> float:
+    _refuse_integer(scale, name)
+    if not hasattr(scale, "__float__"):
+        raise TypeError(f"{name}: got {scale!r}; wanted a float")
+    value = float(scale)
+    if value < 0.0:
+        raise ValueError(negative.format(value))
+    return value
+
+
+def _refuse_integer(scale: Any, name: str) -> None:
+    if isinstance(scale, numbers.Integral | np.bool_):
+        raise ValueError(f"{name} cannot be an integer: {scale}")

@@ -1,0 +1,65 @@
+"""The penalty of many weights under any mixture of regularizers, in one read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _convention
+from ._evaluate import terms
+from ._resolve import RegularizerLike, Regularizers, resolve
+from ._weights import collect
+from .regularizers import L2, parts_of
+
+
+def penalty(weights: Any, regularizer: Regularizers) -> np.floating[Any]:
+    """The sum of the penalties of all buffers; each is read once, whatever applies to it.
+
+    Args:
+        weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
+            them.
+        regularizer: a regularizer for all of them; a sequence with one for each, None for no
+            penalty; or, for named weights, a mapping of regular expressions, of which the first
+            that is found in the name decides (`re.search`; a name in which none is found has no
+            penalty): ``{r"bias|norm": None, r".*": regularizers.L2(1e-4)}``. A regularizer is an
+            object of `regularizers` or `contrib`, whose convention (the factor 1/2 of L2) counts,
+            or any function from an array to a scalar, which reads the array for itself.
+
+    Returns:
+        A NumPy scalar: float64 if a buffer is, else float32; 0.0 for no weights. The
+        buffers' float64 penalties are added exactly and rounded once, so their order does not
+        matter. Buffers with no penalty, or with coefficients of zero, are not read.
+
+    Raises:
+        TypeError: a regularized buffer of another dtype, or something that is no regularizer.
+        ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
+            weights without names, a function that does not return a scalar.
+    """
+    items, names = collect(weights)
+    single = len(items) == 1 and items[0] is weights
+    return penalty_of(items, names, resolve(regularizer, len(items), names), single)
+
+
+def penalty_of(
+    items: Sequence[Any],
+    names: Sequence[str] | None,
+    regularizers: Sequence[RegularizerLike | None],
+    single: bool = False,
+) -> np.floating[Any]:
+    """`penalty` of buffers whose regularizers are known."""
+    distinct = {id(one): one for one in regularizers}
+    parts = {key: parts_of(one) for key, one in distinct.items()}
+    found, dtype = terms(items, [parts[id(one)] for one in regularizers], names, single)
+    return _convention.scalar(_convention.total(found), dtype)
+
+
+def l2_loss(w: Any) -> np.floating[Any]:
+    """sum(w**2) / 2 of one array: **with** the factor 1/2, as `tf.nn.l2_loss`.
+
+    A NumPy scalar, float32 for 16-bit weights too, so float16 [300.] gives 45000.0 where
+    TensorFlow's float16 result overflows. TypeError for another dtype.
+    """
+    loss: np.floating[Any] = L2(0.5)(w)
+    return loss

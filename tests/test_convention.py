@@ -1,0 +1,128 @@
+"""Which number of a penalty is rounded, to what, and when."""
+
+from __future__ import annotations
+
+import math
+import random
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convention_oracle
+import oracle
+from fused_penalties import _convention
+
+DTYPES = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+numbers = st.floats(min_value=0.0, max_value=1e30)
+finite = st.floats(min_value=-1e300, max_value=1e300)
+
+
+class ForeignDtype:
+    """A dtype as torch has it: no name, only a str()."""
+
+    def __init__(self, name: str) -> None:
+        self.text = f"torch.{name}"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize(("name", "result"), DTYPES.items())
+def test_result_dtype(name: str, result: str) -> None:
+    scalar_type = getattr(ml_dtypes if name == "bfloat16" else np, name)
+    for dtype in (name, scalar_type, np.dtype(scalar_type), ForeignDtype(name)):
+        assert _convention.result_dtype(dtype) == np.dtype(result)
+
+
+def test_result_dtype_of_swapped_bytes() -> None:
+    assert _convention.result_dtype(np.dtype(">f4")) == np.float32
+    assert _convention.result_dtype(np.dtype(">f8")) == np.float64
+
+
+@pytest.mark.parametrize("dtype", ["int64", np.bool_, np.dtype("c8"), np.dtype("U3"), None])
+def test_other_dtypes_are_refused(dtype: object) -> None:
+    with pytest.raises(TypeError, match="is not supported; wanted float16, bfloat16, float32 or"):
+        _convention.result_dtype(dtype)
+
+
+def test_widest() -> None:
+    assert _convention.widest([]) == np.float32
+    assert _convention.widest(["float16", "bfloat16"]) == np.float32
+    assert _convention.widest(["float16", "float64", "float32"]) == np.float64
+
+
+@given(
+    dtype=st.sampled_from(list(DTYPES)), sum_abs=numbers, sum_square=numbers, l1=numbers, l2=numbers
+)
+def test_penalty_rounds_where_the_rules_say(
+    dtype: str, sum_abs: float, sum_square: float, l1: float, l2: float
+) -> None:
+    expected = convention_oracle.term(dtype, sum_abs, sum_square, l1, l2)
+    assert _convention.term(dtype, sum_abs, sum_square, l1, l2) == expected
+    value = _convention.penalty(dtype, sum_abs, sum_square, l1, l2)
+    assert value.dtype == np.dtype(DTYPES[dtype])
+    assert float(value) == convention_oracle.narrowed(dtype, expected)
+
+
+def test_the_coefficient_is_rounded_before_it_multiplies() -> None:
+    assert _convention.penalty("float32", 10.0, 0.0, l1=0.01) == np.float32(0.099999994)
+    assert np.float32(0.01 * 10.0) == np.float32(0.1) != np.float32(0.099999994)
+
+
+def test_16_bit_coefficients_are_float32() -> None:
+    assert _convention.coefficient("float16", 1e-6) == float(np.float32(1e-6))
+    assert _convention.coefficient("bfloat16", 0.1) == float(np.float32(0.1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_coefficient_of_zero_leaves_its_term_out(dtype: str) -> None:
+    assert _convention.penalty(dtype, math.inf, 3.0, l1=0.0, l2=2.0) == 6.0
+    assert _convention.penalty(dtype, 3.0, math.nan, l1=2.0, l2=-0.0) == 6.0
+    assert _convention.penalty(dtype, math.nan, math.inf) == 0.0
+
+
+def test_a_coefficient_too_small_for_float32_is_zero() -> None:
+    assert _convention.penalty("float32", math.inf, 0.0, l1=1e-50) == 0.0
+    assert _convention.penalty("float64", 1.0, 0.0, l1=1e-50) == 1e-50
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_that_are_not_finite_come_through(dtype: str) -> None:
+    assert _convention.penalty(dtype, math.inf, 1.0, l1=0.5, l2=0.5) == math.inf
+    assert np.isnan(_convention.penalty(dtype, math.nan, math.inf, l1=0.5, l2=0.5))
+
+
+def test_overflow_gives_infinity_whatever_numpy_does_about_errors() -> None:
+    with np.errstate(all="raise"):
+        assert _convention.penalty("float32", 1e300, 0.0, l1=1.0) == math.inf
+        assert _convention.penalty("float32", 1.0, 0.0, l1=1e39) == math.inf
+        assert _convention.penalty("float64", np.float64(1e300), 0.0, l1=1e300) == math.inf
+        assert _convention.penalty("float32", 1e-300, 0.0, l1=1.0) == 0.0
+
+
+@given(values=st.lists(finite), order=st.randoms(use_true_random=False))
+def test_total_is_the_exact_sum_rounded_once_in_any_order(
+    values: list[float], order: random.Random
+) -> None:
+    expected = oracle.nearest(sum(map(Fraction, values), Fraction(0)))
+    assert _convention.total(values) == expected
+    order.shuffle(values)
+    assert _convention.total(values) == expected
+
+
+def test_total_of_partial_sums_that_overflow() -> None:
+    assert _convention.total([1e308, 1e308, -1e308]) == 1e308
+    assert _convention.total([1e308, 1e308]) == math.inf
+    assert _convention.total([-1e308, -1e308, 1.0]) == -math.inf
+
+
+def test_total_of_what_is_not_finite() -> None:
+    assert _convention.total([1.0, math.inf, math.inf]) == math.inf
+    assert _convention.total([-math.inf, 1e308, 1e308]) == -math.inf
+    assert math.isnan(_convention.total([math.inf, -math.inf]))
+    assert math.isnan(_convention.total([math.nan, math.inf]))
+    assert math.isnan(_convention.total([math.nan, float("nan")]))

@@ -1,0 +1,318 @@
+"""The penalty of many weights: one pass, whatever mixture; which regularizer goes where; sums."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convention_oracle
+import fused_penalties as fp
+import oracle
+import values
+from fused_penalties import contrib, regularizers
+from fused_penalties.losses import Loss, add_n
+from fused_penalties.penalties import l2_loss, penalty
+from messages import exactly
+
+W = np.array([[1, -2], [-3, 4]], np.float32)
+coefficients = st.floats(min_value=0.0, max_value=1e3) | st.just(0.0)
+buffers = st.builds(
+    values.make,
+    st.sampled_from(["normal", "lognormal", "zeros"]),
+    st.sampled_from(list(oracle.DTYPES)),
+    st.integers(0, 300),
+    st.integers(0, 9),
+)
+choices = st.tuples(st.sampled_from(["keras", "contrib", "none"]), coefficients, coefficients)
+
+
+class Passes:
+    """Counts the calls of the core, and how often each buffer is read by one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reads: Counter[int] = Counter()
+
+    def of(self, *arrays: np.ndarray) -> list[int]:
+        return [self.reads[x.ctypes.data] for x in arrays]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Passes]:
+    counted, core_sums = Passes(), fp._core.sums
+
+    def sums(items: list[Any], *rest: Any) -> Any:
+        counted.count += 1
+        counted.reads.update(x.ctypes.data for x in items)
+        return core_sums(items, *rest)
+
+    monkeypatch.setattr(fp._core, "sums", sums)
+    return counted
+
+
+def made(kind: str, l1: float, l2: float) -> tuple[Any, tuple[float, float]]:
+    """A regularizer of one kind and its coefficients."""
+    if kind == "none":
+        return None, (0.0, 0.0)
+    if kind == "keras":
+        return regularizers.L1L2(l1, l2), (l1, l2)
+    return contrib.l1_l2_regularizer(l1, l2), (l1, l2 / 2)
+
+
+def test_any_mixture_is_one_pass(passes: Passes) -> None:
+    arrays = [values.make("normal", "float32", 100 + k) for k in range(6)]
+    mixture = [
+        regularizers.L1(0.1),
+        contrib.l2_regularizer(0.2),
+        regularizers.L1L2(0.1, 0.2),
+        contrib.sum_regularizer([regularizers.L1(0.3), contrib.l2_regularizer(0.1), np.max]),
+        np.ptp,
+        None,
+    ]
+    penalty(arrays, mixture)
+    assert passes.count == 1
+    assert passes.of(*arrays) == [1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_every_list_form_is_one_pass(passes: Passes, count: int) -> None:
+    arrays = [values.make("normal", "float32", 10, seed=k) for k in range(count)]
+    named = {f"w{k}": x for k, x in enumerate(arrays)}
+    regularizer = contrib.l1_l2_regularizer(0.1, 0.2)
+    losses = [Loss(name, [x], [regularizer]) for name, x in named.items()]
+    several = contrib.sum_regularizer([regularizers.L1(0.1), regularizers.L2(0.1)])
+    for form in (
+        lambda: penalty(arrays, regularizer),
+        lambda: penalty(named, {r"^w": regularizer}),
+        lambda: contrib.apply_regularization(regularizer, arrays),
+        lambda: contrib.apply_regularization(several, arrays),
+        lambda: add_n(losses),
+        lambda: float(sum(losses)),
+    ):
+        passes.count = 0
+        passes.reads.clear()
+        form()
+        assert passes.count == 1
+        assert passes.of(*arrays) == [1] * count
+
+
+def test_a_buffer_listed_twice_counts_twice_and_is_read_once(passes: Passes) -> None:
+    assert penalty([W, W], [regularizers.L1(0.5), regularizers.L2(0.5)]) == 20.0
+    assert passes.of(W) == [1]
+
+
+def test_buffers_with_coefficients_of_zero_are_not_read(passes: Passes) -> None:
+    arrays = [np.full(3, np.nan, np.float32) for _ in range(4)]
+    off = [regularizers.L1(0.0), contrib.l2_regularizer(0.0), None, regularizers.L1L2()]
+    assert penalty([*arrays, W], [*off, regularizers.L1(0.5)]) == 5.0
+    assert passes.of(*arrays) == [0, 0, 0, 0]
+
+
+@given(made_of=st.lists(st.tuples(buffers, choices), max_size=6))
+def test_values_of_any_mixture(made_of: list[Any]) -> None:
+    arrays = [x for x, _ in made_of]
+    mixture = [made(*choice) for _, choice in made_of]
+    value = penalty(arrays, [one for one, _ in mixture])
+    assert value.dtype == (np.float64 if any(x.dtype == np.float64 for x in arrays) else np.float32)
+    assert float(value) == convention_oracle.penalty(arrays, [pair for _, pair in mixture])
+
+
+@given(made_of=st.lists(st.tuples(buffers, choices), max_size=6), order=st.randoms())
+def test_the_order_of_the_buffers_does_not_matter(made_of: list[Any], order: Any) -> None:
+    def value() -> np.floating:
+        return penalty([x for x, _ in made_of], [made(*choice)[0] for _, choice in made_of])
+
+    before = value()
+    order.shuffle(made_of)
+    assert value() == before
+
+
+def test_functions_beside_regularizers() -> None:
+    seen = []
+
+    def largest(x: np.ndarray) -> Any:
+        seen.append(x)
+        return np.max(x)
+
+    tensor_like = lambda x: np.array(0.5)  # noqa: E731 - a function of any kind
+    value = penalty([W, W, W], [largest, regularizers.L1(0.5), tensor_like])
+    assert value == 4.0 + 5.0 + 0.5
+    assert seen[0] is W
+    assert penalty([W, W], lambda x: None) == 0.0
+
+
+def test_a_function_gets_a_nested_list_as_an_array() -> None:
+    assert penalty([[[1.0, -2.0]], W], lambda x: float(x.dtype == np.float32) * x.size) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("result", "rank"), [(np.ones(1), 1), ([1.0, 2.0], 1), (np.ones((1, 1)), 2)]
+)
+def test_a_function_that_is_not_scalar(result: object, rank: int) -> None:
+    message = f"regularizer must return a scalar Tensor instead of a Tensor with rank {rank}."
+    with pytest.raises(ValueError, match=exactly(message)):
+        penalty([W], lambda x: result)
+
+
+@pytest.mark.parametrize("result", ["1.0", object(), 1j])
+def test_a_function_that_returns_no_number(result: object) -> None:
+    with pytest.raises(TypeError, match=r"^regularizer returned a \w+; wanted a scalar"):
+        penalty([W], lambda x: result)
+
+
+def test_no_weights() -> None:
+    for nothing in ([], {}, ()):
+        value = penalty(nothing, regularizers.L1())
+        assert isinstance(value, np.float32)
+        assert value == 0.0
+    assert penalty(np.zeros((0, 3)), regularizers.L1()) == 0.0
+
+
+def test_a_nested_list_of_numbers_is_one_array() -> None:
+    value = penalty([[1, -2], [-3, 4]], regularizers.L1(0.5))
+    assert isinstance(value, np.float32)
+    assert value == 5.0
+
+
+def test_weights_by_name() -> None:
+    weights = {
+        "dense/kernel": W,
+        "dense/bias": np.full(3, 100, np.float32),
+        "norm/scale": np.full(3, 100, np.float32),
+        "out/kernel": W,
+    }
+    rules = {r"bias|norm": None, r"^dense": regularizers.L1(0.5), r".*": regularizers.L2(0.5)}
+    assert penalty(weights, rules) == 5.0 + 15.0
+    assert penalty(weights, {r"out": regularizers.L1(0.5)}) == 5.0
+    assert penalty(weights, [None, None, None, regularizers.L1(0.5)]) == 5.0
+    assert penalty(weights, {re.compile("DENSE/K", re.I): regularizers.L1(0.5)}) == 5.0
+
+
+def test_the_first_pattern_wins() -> None:
+    rules = {"a": regularizers.L1(0.5), ".": None}
+    assert penalty({"ab": W, "b": W}, rules) == 5.0
+    assert penalty({"ab": W, "b": W}, dict(reversed(rules.items()))) == 0.0
+
+
+def test_a_pattern_that_matches_nothing_lists_the_names() -> None:
+    with pytest.raises(ValueError, match=r"^regularizer\['kernal'\]: .* 2 names: kernel, bias$"):
+        penalty({"kernel": W, "bias": W}, {"kernal": regularizers.L1(0.5), ".": None})
+
+
+@pytest.mark.parametrize("pattern", ["(", 3])
+def test_what_is_no_pattern(pattern: object) -> None:
+    with pytest.raises(ValueError, match=r"^regularizer\[.*\]: wanted a regular expression"):
+        penalty({"w": W}, {pattern: None})
+
+
+def test_patterns_need_names() -> None:
+    with pytest.raises(ValueError, match=r"^regularizer: got a mapping of patterns for weights"):
+        penalty([W], {".*": regularizers.L1(0.5)})
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_sequence_has_one_for_each(count: int) -> None:
+    with pytest.raises(ValueError, match=f"sequence of {count}; wanted one for each of 2 b"):
+        penalty([W, W], [None] * count)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "label"),
+    [
+        ("l2", "regularizer: got a str"),
+        (0.1, "regularizer: got a float"),
+        (regularizers.L2, "regularizer: got the class L2"),
+        ([None, "l2"], r"regularizer\[1\]: got a str"),
+        ([regularizers.L1, None], r"regularizer\[0\]: got the class L1"),
+        ({"a": None, "b": 0.1}, r"regularizer\['b'\]: got a float"),
+    ],
+)
+def test_what_is_no_regularizer(regularizer: Any, label: str) -> None:
+    with pytest.raises(TypeError, match=f"^{label}; wanted"):
+        penalty({"a": W, "b": W}, regularizer)
+
+
+@pytest.mark.parametrize("bad", [W.astype(int), W.astype(complex), np.array(["a"]), None, "text"])
+def test_errors_say_which_buffer(bad: object) -> None:
+    off, l1 = contrib.l1_regularizer(0.0), regularizers.L1(0.5)
+    for regularizer in (l1, [off, off, l1], [None, None, np.max], regularizers.L1(0.0)):
+        with pytest.raises(TypeError, match=r"^weights\[2\]: "):
+            penalty([W, W, bad], regularizer)
+        with pytest.raises(TypeError, match=r"^weights\['c'\]: "):
+            penalty({"a": W, "b": W, "c": bad}, regularizer)
+
+
+def test_errors_of_the_core_say_which_buffer() -> None:
+    masked = np.ma.array(W)
+    with pytest.raises(TypeError, match=r"^weights\[2\]: got a masked array"):
+        penalty([W, W, masked], [None, regularizers.L1(), regularizers.L1()])
+
+
+def test_buffers_left_out_may_be_anything() -> None:
+    weights = {"step": np.array(3), "w": W, "nothing": None}
+    value = penalty(weights, {"^w$": regularizers.L1(0.5)})
+    assert isinstance(value, np.float32)
+    assert value == 5.0
+
+
+def test_l2_loss() -> None:
+    assert l2_loss(W) == 15.0
+    assert isinstance(l2_loss(W), np.float32)
+    half = l2_loss(np.array([300.0], np.float16))
+    assert isinstance(half, np.float32)
+    assert half == 45000.0
+    assert isinstance(l2_loss(W.astype(np.float64)), np.float64)
+    assert l2_loss(W.astype(ml_dtypes.bfloat16)) == 15.0
+    assert l2_loss([[1, -2], [-3, 4]]) == 15.0
+    assert l2_loss(np.zeros(0)) == 0.0
+    with pytest.raises(TypeError, match=r"^weights: dtype int64 is not supported"):
+        l2_loss(W.astype(np.int64))
+
+
+@given(x=buffers)
+def test_l2_loss_of_any_weights(x: np.ndarray) -> None:
+    assert float(l2_loss(x)) == convention_oracle.penalty([x], [(0.0, 0.5)])
+
+
+def test_add_n() -> None:
+    value = add_n([np.float32(0.5), 1, 0.25])
+    assert isinstance(value, np.float32)
+    assert value == 1.75
+    assert isinstance(add_n([np.float32(0.5), np.float64(1.0)]), np.float64)
+    assert add_n([l2_loss(W), l2_loss(W)]) == 30.0
+    assert add_n([Loss("a", [W], [regularizers.L1(0.5)]), 0.5]) == 5.5
+    assert isinstance(add_n([Loss("a", [W.astype(float)], [np.max]), 0.5]), np.float64)
+    assert add_n(x for x in (1.0, 2.0)) == 3.0
+
+
+def test_add_n_rounds_once() -> None:
+    tiny = 2.0**-24
+    assert add_n([1.0, tiny, tiny]) == np.float32(1 + 2 * tiny)
+    assert np.float32(1.0) + np.float32(tiny) + np.float32(tiny) == 1.0
+
+
+@pytest.mark.parametrize("inputs", [[], (), iter(()), {}])
+def test_add_n_of_nothing(inputs: Any) -> None:
+    message = (
+        "Inputs must be an iterable of at least one Tensor/IndexedSlices with the same dtype and "
+        "shape."
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        add_n(inputs)
+
+
+def test_add_n_of_what_is_no_scalar() -> None:
+    with pytest.raises(ValueError, match=r"^inputs\[1\]: got an array of shape \(2, 2\); wanted"):
+        add_n([1.0, W])
+    with pytest.raises(TypeError, match=r"^inputs\[0\]: got a str; wanted a scalar"):
+        add_n(["1.0"])
+    with pytest.raises(TypeError, match=r"^inputs\[1\]: dtype int32 is not supported"):
+        add_n([1.0, np.int32(3)])
