@@ -29,13 +29,25 @@ struct Span {
     bool swapped;  // the other byte order
 };
 
+// The two numbers that the change of a buffer needs; element.hpp says which.
+struct Factors {
+    double x, y;
+};
+
 // One instruction set's kernels, indexed by DType where they depend on one. `data` need not be aligned.
 struct Kernels {
     const char* name;
     // The sums of each block of `count` > 0 contiguous elements; the last block may be short.
     void (*block_sums[4])(const void* data, uint64_t count, BlockSums* out);
+    // The formulas of element.hpp over `count` contiguous elements, by the dtype of the weights; gradients are of
+    // the same dtype [0], or float32 though the weights have 16 bits [1].
+    void (*add_gradient[4][2])(const void* weights, void* grads, uint64_t count, Factors factors);
+    void (*proximal[4])(void* weights, uint64_t count, Factors factors);
+    void (*scale[4])(void* weights, uint64_t count, Factors factors);
     // Reads `bytes` bytes and does next to nothing with them: the limit that benchmarks compare with.
     uint64_t (*read)(const void* data, uint64_t bytes);
+    // Reads both and writes the second: the limit for gradients.
+    void (*exchange)(const void* weights, void* grads, uint64_t bytes);
 };
 
 }  // namespace fused_penalties

@@ -1,10 +1,10 @@
-// Python's weights as spans, found without copying.
+// Python's arrays as memory, found without copying.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <deque>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,34 +15,49 @@ namespace fused_penalties {
 
 namespace py = pybind11;
 
-// Borrows every item of a list of weights. It keeps them alive, so that the GIL may be released; it must be
-// made and destroyed with the GIL held.
-class Borrowed {
+// One array as its library describes it.
+struct View {
+    unsigned char* data;
+    DType dtype;
+    bool swapped;   // the other byte order
+    bool writable;  // in place: what stands in for an array is not
+    bool dense;     // contiguous in C order
+    int rank;
+    const int64_t* shape;
+    const int64_t* strides;  // in bytes
+
+    uint64_t count() const;
+};
+
+// The items of a list of arrays, kept alive so that the GIL may be released. It must be made and destroyed with
+// the GIL held.
+class Items {
 public:
-    // `names` is None or has a name for each item; with `single` the list holds the one array that was passed.
-    // With `unique` every piece of memory stays in at its first place only; a repeat counts as empty.
+    using Visit = std::function<void(const Items& items, size_t i, const View& view)>;
+
+    // `what` is the argument's name. `names` is None or has a name for each item; with `single` the list holds
+    // the one array that was passed. Calls visit for every item; with `skip_none`, for every one but None.
     // Throws TypeError, ValueError or RuntimeError that say which item is at fault.
-    Borrowed(const py::object& items, const py::object& names, bool single, bool unique);
+    Items(const char* what, const py::object& items, const py::object& names, bool single, const Visit& visit,
+          bool skip_none = false);
 
-    const std::vector<Span>& spans() const { return spans_; }
-
-private:
-    void add(py::handle item, size_t i);
-    void add_array(py::handle array, size_t i);
-    void add_tensor(const dlpack::Tensor& tensor, size_t i);
-    void add_adapted(py::handle item, size_t i);
-    void add_layout(Span span, int rank, const int64_t* shape, const int64_t* strides);
-    void check_devices() const;
-    void drop_repeats();
+    // How errors call an item: "weights['kernel']".
     std::string label(size_t i) const;
 
+private:
+    void visit_item(size_t i, const Visit& visit);
+    void visit_array(size_t i, py::handle array, bool own, const Visit& visit);
+    void visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, const Visit& visit);
+    void visit_adapted(size_t i, const Visit& visit);
+    void check_devices() const;
+    py::handle item(size_t i) const { return PyTuple_GET_ITEM(items_.ptr(), Py_ssize_t(i)); }
+
+    const char* what_;
     py::tuple items_;
     py::object names_;
     bool single_;
     PyTypeObject* array_type_;
-    std::vector<py::object> kept_;  // what stands in for items that could not be borrowed as they are
-    std::vector<Span> spans_;
-    std::deque<std::vector<Axis>> axes_;
+    std::vector<py::object> kept_;  // what stands in for items that could not be read as they are
     std::vector<dlpack::Device> devices_;
     PyTypeObject* exchange_type_ = nullptr;  // the last type asked for its exchange table
     const dlpack::ExchangeApi* exchange_ = nullptr;

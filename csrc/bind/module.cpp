@@ -1,4 +1,6 @@
 // The extension module: its table of contents, and the few functions that Python calls.
+#include "module.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,6 +8,8 @@
 #include "borrow.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/sweep.hpp"
+#include "layout.hpp"
+#include "threads.hpp"
 
 namespace fused_penalties {
 namespace {
@@ -13,49 +17,46 @@ namespace {
 using Doubles = py::array_t<double>;
 using Limbs = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
-constexpr int kMostThreads = 1024;  // more is taken for that many: the result is the same
+// The weights of one call.
+struct Weights {
+    Spans spans;
+    Items items;
 
-int checked_threads(const py::object& threads) {
-    if (threads.is_none()) return 0;
-    const std::string message =
-        "threads: got " + py::repr(threads).cast<std::string>() + "; wanted a positive integer or None";
-    if (PyIndex_Check(threads.ptr()) && !PyBool_Check(threads.ptr())) {
-        int overflow = 0;
-        const py::int_ number = py::reinterpret_steal<py::int_>(PyNumber_Index(threads.ptr()));
-        const long n = PyLong_AsLongAndOverflow(number.ptr(), &overflow);
-        if (overflow > 0) return kMostThreads;
-        if (n >= 1) return int(std::min(n, long(kMostThreads)));
-        throw py::value_error(message);
-    }
-    throw py::type_error(message);
-}
+    Weights(const py::object& items, const py::object& names, bool single)
+        : items("weights", items, names, single, [this](const Items&, size_t, const View& view) { spans.add(view); }) {}
+};
 
 py::tuple sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
     const int at_most = checked_threads(threads);
-    const Borrowed borrowed(items, names, single, unique);
-    const auto& spans = borrowed.spans();
-    const Kernels& kernels = active_kernels();
+    Weights weights(items, names, single);
+    Spans& spans = weights.spans;
+    if (unique) spans.drop_repeats();
+    const Line line(spans.data(), spans.size());
+    const Work work{spans.data(), line, at_most, active_kernels()};
     Doubles abs(py::ssize_t(spans.size())), square(py::ssize_t(spans.size()));
     ExactSums total;
-    const SweepResult result{abs.mutable_data(), square.mutable_data(), nullptr, &total};
+    const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
     {
         const py::gil_scoped_release release;
-        sweep(spans.data(), spans.size(), at_most, kernels, result);
+        std::vector<ExactSums> cut;
+        sum(work, cut, out);
     }
     return py::make_tuple(abs, square, total.abs.value(), total.square.value());
 }
 
 Limbs partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
     const int at_most = checked_threads(threads);
-    const Borrowed borrowed(items, names, single, false);
-    const auto& spans = borrowed.spans();
-    const Kernels& kernels = active_kernels();
+    const Weights weights(items, names, single);
+    const Spans& spans = weights.spans;
+    const Line line(spans.data(), spans.size());
+    const Work work{spans.data(), line, at_most, active_kernels()};
     Limbs limbs({py::ssize_t(spans.size()), py::ssize_t(2), py::ssize_t(kLimbs)});
     ExactSums total;
-    const SweepResult result{nullptr, nullptr, limbs.mutable_data(), &total};
+    const SumsOut out{nullptr, nullptr, limbs.mutable_data(), &total};
     {
         const py::gil_scoped_release release;
-        sweep(spans.data(), spans.size(), at_most, kernels, result);
+        std::vector<ExactSums> cut;
+        sum(work, cut, out);
     }
     return limbs;
 }
@@ -93,13 +94,13 @@ py::tuple sums_of_limbs(const Limbs& limbs) {
 
 uint64_t read_bytes(const py::object& items, const py::object& threads) {
     const int at_most = checked_threads(threads);
-    const Borrowed borrowed(items, py::none(), false, false);
-    const auto& spans = borrowed.spans();
-    for (const Span& span : spans)
+    const Weights weights(items, py::none(), false);
+    for (const Span& span : weights.spans)
         if (span.rank > 0) throw py::value_error("items: wanted contiguous arrays");
-    const Kernels& kernels = active_kernels();
+    const Line line(weights.spans.data(), weights.spans.size());
+    const Work work{weights.spans.data(), line, at_most, active_kernels()};
     const py::gil_scoped_release release;
-    return read(spans.data(), spans.size(), at_most, kernels);
+    return read(work);
 }
 
 std::string switch_isa(const std::string& name) {
@@ -131,4 +132,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("active_isa", [] { return active_kernels().name; });
     m.def("use_isa", &switch_isa, arg("name"));
     m.def("default_threads", &default_threads);
+
+    define_plan(m);
 }

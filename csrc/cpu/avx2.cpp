@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C: Haswell, Zen and later.
 #include <immintrin.h>
 
+#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
@@ -48,9 +49,51 @@ inline double fold(Doubles x) {
     return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
 }
 
+inline Floats load_floats(const float* p) { return _mm256_loadu_ps(p); }
+inline void store_floats(float* p, Floats x) { _mm256_storeu_ps(p, x); }
+inline void store_doubles(double* p, Doubles x) { _mm256_storeu_pd(p, x); }
+inline void store_halves(uint16_t* p, Floats x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Floats widen_bfloats(const uint16_t* p) {
+    const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(w), 16));
+}
+// To nearest even, by the carry of an integer addition; not for NaNs with low bits.
+inline void store_bfloats(uint16_t* p, Floats x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i high = _mm256_srai_epi32(up, 16);  // signed, so that packing saturates nothing
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+inline Floats broadcast(Floats, double x) { return _mm256_set1_ps(float(x)); }
+inline Doubles broadcast(Doubles, double x) { return _mm256_set1_pd(x); }
+inline Floats subtract(Floats x, Floats y) { return _mm256_sub_ps(x, y); }
+inline Doubles subtract(Doubles x, Doubles y) { return _mm256_sub_pd(x, y); }
+inline Floats divide(Floats x, Floats y) { return _mm256_div_ps(x, y); }
+inline Doubles divide(Doubles x, Doubles y) { return _mm256_div_pd(x, y); }
+inline Floats bits_and(Floats x, Floats y) { return _mm256_and_ps(x, y); }
+inline Doubles bits_and(Doubles x, Doubles y) { return _mm256_and_pd(x, y); }
+inline Floats bits_andnot(Floats x, Floats y) { return _mm256_andnot_ps(x, y); }  // ~x & y
+inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm256_andnot_pd(x, y); }
+inline Floats bits_or(Floats x, Floats y) { return _mm256_or_ps(x, y); }
+inline Doubles bits_or(Doubles x, Doubles y) { return _mm256_or_pd(x, y); }
+inline Floats bits_xor(Floats x, Floats y) { return _mm256_xor_ps(x, y); }
+inline Doubles bits_xor(Doubles x, Doubles y) { return _mm256_xor_pd(x, y); }
+inline Floats is_nan(Floats x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
+inline Doubles is_nan(Doubles x) { return _mm256_cmp_pd(x, x, _CMP_UNORD_Q); }
+inline Floats is_not_zero(Floats x) { return _mm256_cmp_ps(x, zero(x), _CMP_NEQ_UQ); }
+inline Doubles is_not_zero(Doubles x) { return _mm256_cmp_pd(x, zero(x), _CMP_NEQ_UQ); }
+inline Floats is_positive(Floats x) { return _mm256_cmp_ps(x, zero(x), _CMP_GT_OQ); }
+inline Doubles is_positive(Doubles x) { return _mm256_cmp_pd(x, zero(x), _CMP_GT_OQ); }
+
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
+// After block.inl, which says how many elements a vector has.
+#include "update.inl"
 
 }  // namespace
 

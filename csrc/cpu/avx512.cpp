@@ -1,6 +1,7 @@
 // AVX-512 F, BW, DQ and VL: Skylake-SP, Zen 4 and later.
 #include <immintrin.h>
 
+#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
@@ -48,9 +49,50 @@ inline double fold(Doubles x) {
     return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
 }
 
+inline Floats load_floats(const float* p) { return _mm512_loadu_ps(p); }
+inline void store_floats(float* p, Floats x) { _mm512_storeu_ps(p, x); }
+inline void store_doubles(double* p, Doubles x) { _mm512_storeu_pd(p, x); }
+inline void store_halves(uint16_t* p, Floats x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Floats widen_bfloats(const uint16_t* p) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(w), 16));
+}
+inline void store_bfloats(uint16_t* p, Floats x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+}
+inline Floats broadcast(Floats, double x) { return _mm512_set1_ps(float(x)); }
+inline Doubles broadcast(Doubles, double x) { return _mm512_set1_pd(x); }
+inline Floats subtract(Floats x, Floats y) { return _mm512_sub_ps(x, y); }
+inline Doubles subtract(Doubles x, Doubles y) { return _mm512_sub_pd(x, y); }
+inline Floats divide(Floats x, Floats y) { return _mm512_div_ps(x, y); }
+inline Doubles divide(Doubles x, Doubles y) { return _mm512_div_pd(x, y); }
+inline Floats bits_and(Floats x, Floats y) { return _mm512_and_ps(x, y); }
+inline Doubles bits_and(Doubles x, Doubles y) { return _mm512_and_pd(x, y); }
+inline Floats bits_andnot(Floats x, Floats y) { return _mm512_andnot_ps(x, y); }  // ~x & y
+inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm512_andnot_pd(x, y); }
+inline Floats bits_or(Floats x, Floats y) { return _mm512_or_ps(x, y); }
+inline Doubles bits_or(Doubles x, Doubles y) { return _mm512_or_pd(x, y); }
+inline Floats bits_xor(Floats x, Floats y) { return _mm512_xor_ps(x, y); }
+inline Doubles bits_xor(Doubles x, Doubles y) { return _mm512_xor_pd(x, y); }
+inline Floats as_floats(__mmask16 mask) { return _mm512_castsi512_ps(_mm512_movm_epi32(mask)); }
+inline Doubles as_doubles(__mmask8 mask) { return _mm512_castsi512_pd(_mm512_movm_epi64(mask)); }
+inline Floats is_nan(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)); }
+inline Doubles is_nan(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, x, _CMP_UNORD_Q)); }
+inline Floats is_not_zero(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, zero(x), _CMP_NEQ_UQ)); }
+inline Doubles is_not_zero(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, zero(x), _CMP_NEQ_UQ)); }
+inline Floats is_positive(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, zero(x), _CMP_GT_OQ)); }
+inline Doubles is_positive(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, zero(x), _CMP_GT_OQ)); }
+
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
+// After block.inl, which says how many elements a vector has.
+#include "update.inl"
 
 }  // namespace
 

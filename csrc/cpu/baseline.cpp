@@ -1,6 +1,7 @@
 // The x86-64 baseline: SSE2, which every such processor has.
 #include <emmintrin.h>
 
+#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
@@ -26,13 +27,14 @@ inline Doubles widen_low(Floats x) { return _mm_cvtps_pd(x); }
 inline Doubles widen_high(Floats x) { return _mm_cvtps_pd(_mm_movehl_ps(x, x)); }
 // No conversion instruction yet: the half's bits, moved into place, are the float times 2^-112. The product
 // with 2^112 is exact, subnormals included; the exponent of infinities and NaNs is then filled up with ones.
-// The sign is dropped, as every caller would.
 inline Floats widen_halves(const uint16_t* p) {
     const __m128i half = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
     const __m128i bits = _mm_and_si128(half, _mm_set1_epi32(0x7fff));
     const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(bits, 13)), _mm_set1_ps(0x1p112f));
     const __m128i special = _mm_cmpgt_epi32(bits, _mm_set1_epi32(0x7bff));
-    return _mm_or_ps(scaled, _mm_castsi128_ps(_mm_and_si128(special, _mm_set1_epi32(0x7f800000))));
+    const __m128i sign = _mm_slli_epi32(_mm_andnot_si128(_mm_set1_epi32(0x7fff), half), 16);
+    const __m128i upper = _mm_or_si128(sign, _mm_and_si128(special, _mm_set1_epi32(0x7f800000)));
+    return _mm_or_ps(scaled, _mm_castsi128_ps(upper));
 }
 inline Floats even_floats(Words w) { return _mm_castsi128_ps(_mm_slli_epi32(w, 16)); }
 inline Floats odd_floats(Words w) { return _mm_castsi128_ps(_mm_and_si128(w, _mm_set1_epi32(int(0xffff0000u)))); }
@@ -51,9 +53,53 @@ inline Floats multiply_add(Floats x, Floats y, Floats z) { return add(multiply(x
 
 inline double fold(Doubles x) { return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x))); }
 
+inline Floats load_floats(const float* p) { return _mm_loadu_ps(p); }
+inline void store_floats(float* p, Floats x) { _mm_storeu_ps(p, x); }
+inline void store_doubles(double* p, Doubles x) { _mm_storeu_pd(p, x); }
+inline void store_halves(uint16_t* p, Floats x) {
+    float values[4];
+    _mm_storeu_ps(values, x);
+    uint16_t halves[4];
+    for (int i = 0; i < 4; ++i) halves[i] = canon::half_of_float(values[i]);
+    memcpy(p, halves, sizeof halves);
+}
+inline Floats widen_bfloats(const uint16_t* p) {
+    return _mm_castsi128_ps(
+        _mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline void store_bfloats(uint16_t* p, Floats x) {
+    const __m128i bits = _mm_castps_si128(x);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+    const __m128i up = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+    const __m128i high = _mm_srai_epi32(up, 16);  // signed, so that packing saturates nothing
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(high, high));
+}
+inline Floats broadcast(Floats, double x) { return _mm_set1_ps(float(x)); }
+inline Doubles broadcast(Doubles, double x) { return _mm_set1_pd(x); }
+inline Floats subtract(Floats x, Floats y) { return _mm_sub_ps(x, y); }
+inline Doubles subtract(Doubles x, Doubles y) { return _mm_sub_pd(x, y); }
+inline Floats divide(Floats x, Floats y) { return _mm_div_ps(x, y); }
+inline Doubles divide(Doubles x, Doubles y) { return _mm_div_pd(x, y); }
+inline Floats bits_and(Floats x, Floats y) { return _mm_and_ps(x, y); }
+inline Doubles bits_and(Doubles x, Doubles y) { return _mm_and_pd(x, y); }
+inline Floats bits_andnot(Floats x, Floats y) { return _mm_andnot_ps(x, y); }  // ~x & y
+inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm_andnot_pd(x, y); }
+inline Floats bits_or(Floats x, Floats y) { return _mm_or_ps(x, y); }
+inline Doubles bits_or(Doubles x, Doubles y) { return _mm_or_pd(x, y); }
+inline Floats bits_xor(Floats x, Floats y) { return _mm_xor_ps(x, y); }
+inline Doubles bits_xor(Doubles x, Doubles y) { return _mm_xor_pd(x, y); }
+inline Floats is_nan(Floats x) { return _mm_cmpunord_ps(x, x); }
+inline Doubles is_nan(Doubles x) { return _mm_cmpunord_pd(x, x); }
+inline Floats is_not_zero(Floats x) { return _mm_cmpneq_ps(x, zero(x)); }
+inline Doubles is_not_zero(Doubles x) { return _mm_cmpneq_pd(x, zero(x)); }
+inline Floats is_positive(Floats x) { return _mm_cmpgt_ps(x, zero(x)); }
+inline Doubles is_positive(Doubles x) { return _mm_cmpgt_pd(x, zero(x)); }
+
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
+// After block.inl, which says how many elements a vector has.
+#include "update.inl"
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // NEON, which every 64-bit Arm processor has.
 #include <arm_neon.h>
 
+#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
@@ -42,9 +43,65 @@ inline Floats multiply_add(Floats x, Floats y, Floats z) { return vfmaq_f32(z, x
 
 inline double fold(Doubles x) { return vgetq_lane_f64(x, 0) + vgetq_lane_f64(x, 1); }
 
+inline Floats load_floats(const float* p) { return vld1q_f32(p); }
+inline void store_floats(float* p, Floats x) { vst1q_f32(p, x); }
+inline void store_doubles(double* p, Doubles x) { vst1q_f64(p, x); }
+inline void store_halves(uint16_t* p, Floats x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+inline Floats widen_bfloats(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+// To nearest even, by the carry of an integer addition; not for NaNs with low bits.
+inline void store_bfloats(uint16_t* p, Floats x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    vst1_u16(p, vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16));
+}
+inline Floats broadcast(Floats, double x) { return vdupq_n_f32(float(x)); }
+inline Doubles broadcast(Doubles, double x) { return vdupq_n_f64(x); }
+inline Floats bits_and(Floats x, Floats y) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
+}
+inline Floats bits_andnot(Floats x, Floats y) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vreinterpretq_u32_f32(x)));
+}  // ~x & y
+inline Floats bits_or(Floats x, Floats y) {
+    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
+}
+inline Floats bits_xor(Floats x, Floats y) {
+    return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
+}
+inline Floats subtract(Floats x, Floats y) { return vsubq_f32(x, y); }
+inline Floats divide(Floats x, Floats y) { return vdivq_f32(x, y); }
+inline Floats is_not_zero(Floats x) {
+    return vreinterpretq_f32_u32(veorq_u32(vceqq_f32(x, zero(x)), vdupq_n_u32(uint32_t(-1))));
+}
+inline Floats is_nan(Floats x) { return vreinterpretq_f32_u32(veorq_u32(vceqq_f32(x, x), vdupq_n_u32(uint32_t(-1)))); }
+inline Floats is_positive(Floats x) { return vreinterpretq_f32_u32(vcgtq_f32(x, zero(x))); }
+inline Doubles bits_and(Doubles x, Doubles y) {
+    return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
+}
+inline Doubles bits_andnot(Doubles x, Doubles y) {
+    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(y), vreinterpretq_u64_f64(x)));
+}  // ~x & y
+inline Doubles bits_or(Doubles x, Doubles y) {
+    return vreinterpretq_f64_u64(vorrq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
+}
+inline Doubles bits_xor(Doubles x, Doubles y) {
+    return vreinterpretq_f64_u64(veorq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
+}
+inline Doubles subtract(Doubles x, Doubles y) { return vsubq_f64(x, y); }
+inline Doubles divide(Doubles x, Doubles y) { return vdivq_f64(x, y); }
+inline Doubles is_not_zero(Doubles x) {
+    return vreinterpretq_f64_u64(veorq_u64(vceqq_f64(x, zero(x)), vdupq_n_u64(uint64_t(-1))));
+}
+inline Doubles is_nan(Doubles x) {
+    return vreinterpretq_f64_u64(veorq_u64(vceqq_f64(x, x), vdupq_n_u64(uint64_t(-1))));
+}
+inline Doubles is_positive(Doubles x) { return vreinterpretq_f64_u64(vcgtq_f64(x, zero(x))); }
+
 inline void prefetch(const char* p) { __builtin_prefetch(p); }
 
 #include "block.inl"
+// After block.inl, which says how many elements a vector has.
+#include "update.inl"
 
 }  // namespace
 

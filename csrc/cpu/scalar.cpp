@@ -1,4 +1,5 @@
-// The reference as an instruction set of its own: for processors without a vector body, and to test against.
+// The references as an instruction set of their own: for processors without a vector body, and to test against.
+#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
@@ -9,6 +10,11 @@ using canon::BFloat16;
 using canon::Float16;
 using canon::Float32;
 using canon::Float64;
+// The names that isa.hpp's table knows the element types of changes by.
+using Halves = Float16;
+using Bfloats = BFloat16;
+using Floats32 = Float32;
+using Floats64 = Float64;
 
 template <class Type>
 void block_sums(const void* data, uint64_t count, BlockSums* out) {
@@ -22,11 +28,46 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
     }
 }
 
+template <class Type>
+canon::Compute<Type> value_at(const typename Type::Element* p) {
+    return canon::Compute<Type>(Type::read(canon::element_at(p, 0)));
+}
+
+template <class W, class G>
+void add_gradient(const void* weights, void* grads, uint64_t count, Factors factors) {
+    using Real = canon::Compute<W>;
+    const auto* w = static_cast<const typename W::Element*>(weights);
+    auto* g = static_cast<typename G::Element*>(grads);
+    for (; count > 0; --count, ++w, ++g)
+        canon::write(G{}, g, canon::gradient(value_at<W>(w), value_at<G>(g), Real(factors.x), Real(factors.y)));
+}
+
+template <class Type>
+void proximal(void* weights, uint64_t count, Factors factors) {
+    using Real = canon::Compute<Type>;
+    auto* w = static_cast<typename Type::Element*>(weights);
+    for (; count > 0; --count, ++w)
+        canon::write(Type{}, w, canon::proximal(value_at<Type>(w), Real(factors.x), Real(factors.y)));
+}
+
+template <class Type>
+void scale(void* weights, uint64_t count, Factors factors) {
+    using Real = canon::Compute<Type>;
+    auto* w = static_cast<typename Type::Element*>(weights);
+    for (; count > 0; --count, ++w) canon::write(Type{}, w, canon::scale(value_at<Type>(w), Real(factors.x)));
+}
+
 uint64_t read(const void* data, uint64_t bytes) {
     const auto* p = static_cast<const unsigned char*>(data);
     uint64_t sum = 0;
     for (uint64_t i = 0; i < bytes; ++i) sum += p[i];
     return sum;
+}
+
+void exchange(const void* weights, void* grads, uint64_t bytes) {
+    const auto* w = static_cast<const unsigned char*>(weights);
+    auto* g = static_cast<unsigned char*>(grads);
+    for (uint64_t i = 0; i < bytes; ++i) g[i] ^= w[i];
 }
 
 }  // namespace

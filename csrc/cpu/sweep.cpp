@@ -15,7 +15,7 @@
 #endif
 
 #include "float_environment.hpp"
-#include "gather.hpp"
+#include "walk.hpp"
 
 namespace fused_penalties {
 namespace {
@@ -25,9 +25,8 @@ constexpr uint64_t kBytesPerThread = 1 << 21;
 // A buffer costs about as much as this many bytes of it, however small it is.
 constexpr uint64_t kBytesPerBuffer = 1 << 10;
 // A thread takes a chunk at a time: small enough that the last ones end together, large enough that taking
-// one, and merging its two cut buffers, is nothing.
-constexpr uint64_t kMostBlocksPerChunk = 512;
-constexpr uint64_t kChunksPerThread = 8;
+// one, and merging the buffers that its edges cut, is nothing.
+constexpr uint64_t kChunks = 128, kFewestBlocksPerChunk = 32, kMostBlocksPerChunk = 512;
 constexpr uint64_t kBlocksPerCall = 64;
 
 std::atomic<bool> forked{false};
@@ -40,40 +39,6 @@ std::atomic<bool> forked{false};
     return true;
 }();
 
-int threads_for(uint64_t bytes, size_t n, int threads) {
-    if (threads <= 0) threads = default_threads();
-    if (forked.load(std::memory_order_relaxed)) return 1;
-    const uint64_t useful = 1 + (bytes + n * kBytesPerBuffer) / kBytesPerThread;
-    return int(std::min<uint64_t>(uint64_t(threads), useful));
-}
-
-// All blocks of all buffers in one line, cut into chunks.
-class Line {
-public:
-    Line(const Span* spans, size_t n) : ends_(n) {
-        uint64_t blocks = 0;
-        for (size_t i = 0; i < n; ++i) {
-            const uint64_t each = uint64_t(block_elements(spans[i].dtype));
-            blocks += spans[i].count / each + (spans[i].count % each != 0);
-            ends_[i] = blocks;
-            bytes_ += spans[i].count * uint64_t(itemsize(spans[i].dtype));
-        }
-    }
-
-    uint64_t blocks() const { return ends_.empty() ? 0 : ends_.back(); }
-    uint64_t bytes() const { return bytes_; }
-    uint64_t begin(size_t i) const { return i ? ends_[i - 1] : 0; }
-    uint64_t end(size_t i) const { return ends_[i]; }
-    // The buffer that the block belongs to.
-    size_t buffer(uint64_t block) const {
-        return size_t(std::upper_bound(ends_.begin(), ends_.end(), block) - ends_.begin());
-    }
-
-private:
-    std::vector<uint64_t> ends_;
-    uint64_t bytes_ = 0;
-};
-
 // A part of one buffer: blocks [first, end) of it.
 struct Piece {
     size_t buffer;
@@ -81,19 +46,22 @@ struct Piece {
     bool whole;
 };
 
-// Runs `threads` workers, each with a copy of `worker` of its own, until every piece of the line went to one of
-// them; then each worker's `finish` runs, one at a time.
+// Runs a copy of `worker` on every thread until each piece of the line went to one of them; then the copies'
+// `finish` runs, one at a time.
 template <class Worker>
-void share(const Line& line, uint64_t blocks_per_chunk, int threads, const Worker& worker) {
+void share(const Work& work, const Worker& worker) {
+    const Line& line = work.line;
     std::atomic<uint64_t> next{0};
     std::mutex finishing;  // a lock of this call's own: one of the process might be held forever after fork()
+    const int threads = threads_for(line, work.threads);
+    const uint64_t step = line.blocks_per_chunk();
     const auto run = [&] {
         const DefaultFloatEnvironment environment;
         Worker mine = worker;
         for (;;) {
-            uint64_t block = next.fetch_add(blocks_per_chunk, std::memory_order_relaxed);
+            uint64_t block = next.fetch_add(step, std::memory_order_relaxed);
             if (block >= line.blocks()) break;
-            const uint64_t end = std::min(block + blocks_per_chunk, line.blocks());
+            const uint64_t end = std::min(block + step, line.blocks());
             for (size_t i = line.buffer(block); block < end; ++i) {
                 const uint64_t begin = line.begin(i), stop = std::min(end, line.end(i));
                 if (block == stop) continue;  // an empty buffer
@@ -111,22 +79,84 @@ void share(const Line& line, uint64_t blocks_per_chunk, int threads, const Worke
     run();
 }
 
-// The sums of buffers that a chunk's edge cuts, to which several threads may add.
-class CutBuffers {
+bool in_place(const Span& span) { return span.rank == 0 && !span.swapped; }
+
+// One change of one buffer.
+class Changer {
 public:
-    CutBuffers(const Line& line, uint64_t blocks_per_chunk) {
-        for (uint64_t edge = blocks_per_chunk; edge < line.blocks(); edge += blocks_per_chunk) {
-            const size_t i = line.buffer(edge);
-            if (line.begin(i) < edge && (buffers_.empty() || buffers_.back() != i)) buffers_.push_back(i);
+    Changer(const Change& change, const Kernels& kernels, const Span& weights, size_t i)
+        : change_(change),
+          kernels_(kernels),
+          weights_(weights),
+          target_(change.targets[i]),
+          factors_(change.factors[i]) {}
+
+    bool idle() const {
+        switch (change_.kind) {
+            case Change::gradient: return factors_.x == 0 && factors_.y == 0;
+            case Change::proximal: return factors_.x == 0 && factors_.y == 1;
+            default: return factors_.x == 1;
         }
-        sums_.resize(buffers_.size());
+    }
+
+    // Calls look(data, n) for each block of [first, end) before it changes.
+    template <class Look>
+    void each_block(uint64_t first, uint64_t end, const Look& look) const {
+        const uint64_t each = uint64_t(block_elements(weights_.dtype));
+        const uint64_t stop = std::min(end * each, weights_.count);
+        const uint64_t size = uint64_t(itemsize(weights_.dtype)), target_size = uint64_t(itemsize(target_.dtype));
+        const bool own = change_.kind != Change::gradient;  // the weights themselves change
+        if (in_place(weights_) && in_place(target_)) {
+            for (uint64_t at = first * each; at < stop; at += each) {
+                const int n = int(std::min(each, stop - at));
+                look(weights_.data + at * size, n);
+                apply(weights_.data + at * size, const_cast<unsigned char*>(target_.data) + at * target_size, n);
+            }
+            return;
+        }
+        Walk weights(weights_, first * each), from(target_, first * each), to(target_, first * each);
+        // Sixteen-bit weights may have float32 gradients.
+        unsigned char block[kBlockBytes], target[2 * kBlockBytes];
+        for (uint64_t at = first * each; at < stop; at += each) {
+            const int n = int(std::min(each, stop - at));
+            weights.gather(block, n);
+            look(block, n);
+            if (!own) from.gather(target, n);
+            apply(block, own ? block : target, n);
+            to.scatter(own ? block : target, n);
+        }
+    }
+
+private:
+    void apply(const unsigned char* weights, unsigned char* target, int n) const {
+        const int dtype = int(weights_.dtype);
+        switch (change_.kind) {
+            case Change::gradient:
+                return kernels_.add_gradient[dtype][target_.dtype != weights_.dtype](weights, target, uint64_t(n),
+                                                                                     factors_);
+            case Change::proximal: return kernels_.proximal[dtype](target, uint64_t(n), factors_);
+            case Change::scale: return kernels_.scale[dtype](target, uint64_t(n), factors_);
+        }
+    }
+
+    const Change& change_;
+    const Kernels& kernels_;
+    const Span& weights_;
+    const Span& target_;
+    Factors factors_;
+};
+
+// The sums of the buffers that are cut, to which several threads may add.
+class CutSums {
+public:
+    CutSums(const Line& line, std::vector<ExactSums>& sums) : buffers_(line.cut()), sums_(sums) {
+        sums_.assign(buffers_.size(), ExactSums());
     }
 
     void add(size_t buffer, const ExactSums& sums) {
         const auto found = std::lower_bound(buffers_.begin(), buffers_.end(), buffer);
-        ExactSums& mine = sums_[size_t(found - buffers_.begin())];
         const std::lock_guard<std::mutex> lock(adding_);
-        mine.add(sums);
+        sums_[size_t(found - buffers_.begin())].add(sums);
     }
 
     template <class Write>
@@ -135,18 +165,18 @@ public:
     }
 
 private:
-    std::vector<size_t> buffers_;
-    std::vector<ExactSums> sums_;
+    const std::vector<size_t>& buffers_;
+    std::vector<ExactSums>& sums_;
     std::mutex adding_;
 };
 
-void write_sums(const SweepResult& result, size_t i, ExactSums& sums) {
-    if (result.abs) {
-        result.abs[i] = sums.abs.value();
-        result.square[i] = sums.square.value();
+void write_sums(const SumsOut& out, size_t i, ExactSums& sums) {
+    if (out.abs) {
+        out.abs[i] = sums.abs.value();
+        out.square[i] = sums.square.value();
     }
-    if (result.limbs) {
-        int64_t* limbs = result.limbs + i * 2 * kLimbs;
+    if (out.limbs) {
+        int64_t* limbs = out.limbs + i * 2 * kLimbs;
         std::copy_n(sums.abs.canonical_limbs(), kLimbs, limbs);
         std::copy_n(sums.square.canonical_limbs(), kLimbs, limbs + kLimbs);
     }
@@ -157,113 +187,165 @@ double canonical(double sum) { return std::isnan(sum) ? std::numeric_limits<doub
 
 class Summing {
 public:
-    Summing(const Span* spans, const Kernels& kernels, const SweepResult& result, CutBuffers& cut)
-        : spans_(spans), kernels_(kernels), result_(result), cut_(cut) {}
+    Summing(const Work& work, const Change* change, const SumsOut& out, CutSums& cut)
+        : work_(work), change_(change), out_(out), cut_(cut) {}
 
     void piece(const Piece& piece) {
-        const Span& span = spans_[piece.buffer];
-        if (piece.whole && piece.end == 1 && result_.abs) {
+        if (piece.whole && piece.end == 1 && out_.abs) {
             // As most small buffers are. A single block's sums are rounded already.
-            each_block(span, 0, 1, [&](const BlockSums& block) {
+            each_block(piece, [&](const BlockSums& block) {
                 total_.add(block);
-                result_.abs[piece.buffer] = canonical(block.abs);
-                result_.square[piece.buffer] = canonical(block.square);
+                out_.abs[piece.buffer] = canonical(block.abs);
+                out_.square[piece.buffer] = canonical(block.square);
             });
             return;
         }
         ExactSums sums;
-        each_block(span, piece.first, piece.end, [&](const BlockSums& block) { sums.add(block); });
+        each_block(piece, [&](const BlockSums& block) { sums.add(block); });
         total_.add(sums);
         if (piece.whole) {
-            write_sums(result_, piece.buffer, sums);
+            write_sums(out_, piece.buffer, sums);
         } else {
             cut_.add(piece.buffer, sums);
         }
     }
 
-    void finish() { result_.total->add(total_); }
+    void finish() { out_.total->add(total_); }
 
 private:
     template <class Visit>
-    void each_block(const Span& span, uint64_t first, uint64_t end, const Visit& visit) {
-        const auto kernel = kernels_.block_sums[int(span.dtype)];
+    void each_block(const Piece& piece, const Visit& visit) {
+        const Span& span = work_.spans[piece.buffer];
+        const auto kernel = work_.kernels.block_sums[int(span.dtype)];
+        BlockSums sums[kBlocksPerCall];
+        const auto one_block = [&](const unsigned char* data, int n) {
+            kernel(data, uint64_t(n), sums);
+            visit(sums[0]);
+        };
+        if (change_) {
+            const Changer changer(*change_, work_.kernels, span, piece.buffer);
+            if (!changer.idle()) return changer.each_block(piece.first, piece.end, one_block);
+        }
         const uint64_t each = uint64_t(block_elements(span.dtype));
-        const uint64_t stop = std::min(end * each, span.count);
-        BlockSums out[kBlocksPerCall];
-        if (span.rank == 0 && !span.swapped) {
-            for (uint64_t at = first * each; at < stop; at += kBlocksPerCall * each) {
+        const uint64_t stop = std::min(piece.end * each, span.count);
+        if (in_place(span)) {
+            for (uint64_t at = piece.first * each; at < stop; at += kBlocksPerCall * each) {
                 const uint64_t count = std::min(kBlocksPerCall * each, stop - at);
-                kernel(span.data + at * uint64_t(itemsize(span.dtype)), count, out);
-                for (uint64_t b = 0; b * each < count; ++b) visit(out[b]);
+                kernel(span.data + at * uint64_t(itemsize(span.dtype)), count, sums);
+                for (uint64_t b = 0; b * each < count; ++b) visit(sums[b]);
             }
         } else {
-            Gather gather(span, first * each);
+            Walk walk(span, piece.first * each);
             unsigned char block[kBlockBytes];
-            for (uint64_t at = first * each; at < stop; at += each) {
-                const int count = int(std::min(each, stop - at));
-                gather.copy(block, count);
-                kernel(block, uint64_t(count), out);
-                visit(out[0]);
+            for (uint64_t at = piece.first * each; at < stop; at += each) {
+                const int n = int(std::min(each, stop - at));
+                walk.gather(block, n);
+                one_block(block, n);
             }
         }
     }
 
-    const Span* spans_;
-    const Kernels& kernels_;
-    const SweepResult& result_;
-    CutBuffers& cut_;
+    const Work& work_;
+    const Change* change_;
+    const SumsOut& out_;
+    CutSums& cut_;
     ExactSums total_;
 };
 
-class Reading {
-public:
-    Reading(const Span* spans, const Kernels& kernels, uint64_t& sum) : spans_(spans), kernels_(kernels), sum_(sum) {}
+struct Changing {
+    const Work& work;
+    const Change& change;
 
     void piece(const Piece& piece) {
-        const Span& span = spans_[piece.buffer];
-        const uint64_t bytes = span.count * uint64_t(itemsize(span.dtype));
-        const uint64_t first = piece.first * kBlockBytes;
-        mine_ += kernels_.read(span.data + first, std::min(piece.end * kBlockBytes, bytes) - first);
+        const Changer changer(change, work.kernels, work.spans[piece.buffer], piece.buffer);
+        if (!changer.idle()) changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
     }
-
-    void finish() { sum_ += mine_; }
-
-private:
-    const Span* spans_;
-    const Kernels& kernels_;
-    uint64_t& sum_;
-    uint64_t mine_ = 0;
+    void finish() {}
 };
 
-uint64_t chunk_of(const Line& line, int threads) {
-    if (threads == 1) return std::max<uint64_t>(line.blocks(), 1);
-    const uint64_t even = line.blocks() / (uint64_t(threads) * kChunksPerThread);
-    return std::min(std::max<uint64_t>(even, 1), kMostBlocksPerChunk);
-}
+// The bytes of a piece of a contiguous buffer.
+struct Bytes {
+    Bytes(const Span& span, const Piece& piece)
+        : first(piece.first * kBlockBytes),
+          count(std::min(piece.end * kBlockBytes, span.count * uint64_t(itemsize(span.dtype))) - first) {}
+    uint64_t first, count;
+};
+
+struct Reading {
+    const Work& work;
+    uint64_t& sum;
+    uint64_t mine;
+
+    void piece(const Piece& piece) {
+        const Span& span = work.spans[piece.buffer];
+        const Bytes bytes(span, piece);
+        mine += work.kernels.read(span.data + bytes.first, bytes.count);
+    }
+    void finish() { sum += mine; }
+};
+
+struct Exchanging {
+    const Work& work;
+    const Span* targets;
+
+    void piece(const Piece& piece) {
+        const Span &span = work.spans[piece.buffer], &target = targets[piece.buffer];
+        const Bytes bytes(span, piece);
+        work.kernels.exchange(span.data + bytes.first, const_cast<unsigned char*>(target.data) + bytes.first,
+                              bytes.count);
+    }
+    void finish() {}
+};
 
 }  // namespace
 
-void sweep(const Span* spans, size_t n, int threads, const Kernels& kernels, const SweepResult& result) {
-    const Line line(spans, n);
-    threads = threads_for(line.bytes(), n, threads);
-    const uint64_t chunk = chunk_of(line, threads);
-    CutBuffers cut(line, chunk);
-    if (result.abs) {
-        std::fill_n(result.abs, n, 0.0);
-        std::fill_n(result.square, n, 0.0);
+Line::Line(const Span* spans, size_t n) : ends_(n) {
+    uint64_t blocks = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const uint64_t each = uint64_t(block_elements(spans[i].dtype));
+        blocks += spans[i].count / each + (spans[i].count % each != 0);
+        ends_[i] = blocks;
+        bytes_ += spans[i].count * uint64_t(itemsize(spans[i].dtype));
     }
-    if (result.limbs) std::fill_n(result.limbs, n * 2 * kLimbs, int64_t(0));
-    share(line, chunk, threads, Summing(spans, kernels, result, cut));
-    cut.each([&](size_t i, ExactSums& sums) { write_sums(result, i, sums); });
+    blocks_per_chunk_ = std::min(std::max(blocks / kChunks, kFewestBlocksPerChunk), kMostBlocksPerChunk);
+    for (uint64_t edge = blocks_per_chunk_; edge < blocks; edge += blocks_per_chunk_) {
+        const size_t i = buffer(edge);
+        if (begin(i) < edge && (cut_.empty() || cut_.back() != i)) cut_.push_back(i);
+    }
 }
 
-uint64_t read(const Span* spans, size_t n, int threads, const Kernels& kernels) {
-    const Line line(spans, n);
-    threads = threads_for(line.bytes(), n, threads);
+size_t Line::buffer(uint64_t block) const {
+    return size_t(std::upper_bound(ends_.begin(), ends_.end(), block) - ends_.begin());
+}
+
+int threads_for(const Line& line, int threads) {
+    if (forked.load(std::memory_order_relaxed)) return 1;
+    if (threads <= 0) threads = default_threads();
+    const uint64_t cost = line.bytes() + line.buffers() * kBytesPerBuffer;
+    return int(std::min<uint64_t>(uint64_t(threads), 1 + cost / kBytesPerThread));
+}
+
+void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, const Change* change) {
+    const size_t n = work.line.buffers();
+    if (out.abs) {
+        std::fill_n(out.abs, n, 0.0);
+        std::fill_n(out.square, n, 0.0);
+    }
+    if (out.limbs) std::fill_n(out.limbs, n * 2 * kLimbs, int64_t(0));
+    CutSums cut_sums(work.line, cut);
+    share(work, Summing(work, change, out, cut_sums));
+    cut_sums.each([&](size_t i, ExactSums& sums) { write_sums(out, i, sums); });
+}
+
+void change(const Work& work, const Change& change) { share(work, Changing{work, change}); }
+
+uint64_t read(const Work& work) {
     uint64_t sum = 0;
-    share(line, chunk_of(line, threads), threads, Reading(spans, kernels, sum));
+    share(work, Reading{work, sum, 0});
     return sum;
 }
+
+void exchange(const Work& work, const Span* targets) { share(work, Exchanging{work, targets}); }
 
 int default_threads() {
 #if defined(_OPENMP)

@@ -3,25 +3,73 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "../exact.hpp"
 #include "../span.hpp"
 
 namespace fused_penalties {
 
-// Where the results of n buffers go. `total` gets the exact sums over all of them.
-struct SweepResult {
+// All blocks of many buffers in one line, cut into the chunks that threads take. Made once for buffers that
+// stay where they are.
+class Line {
+public:
+    Line() = default;
+    Line(const Span* spans, size_t n);
+
+    size_t buffers() const { return ends_.size(); }
+    uint64_t blocks() const { return ends_.empty() ? 0 : ends_.back(); }
+    uint64_t bytes() const { return bytes_; }
+    uint64_t blocks_per_chunk() const { return blocks_per_chunk_; }
+    uint64_t begin(size_t i) const { return i ? ends_[i - 1] : 0; }
+    uint64_t end(size_t i) const { return ends_[i]; }
+    // The buffer that the block belongs to.
+    size_t buffer(uint64_t block) const;
+    // The buffers that the edge of a chunk cuts, to whose sums several threads may add.
+    const std::vector<size_t>& cut() const { return cut_; }
+
+private:
+    std::vector<uint64_t> ends_;
+    std::vector<size_t> cut_;
+    uint64_t bytes_ = 0;
+    uint64_t blocks_per_chunk_ = 1;
+};
+
+// The number of threads that is worth it, at most `threads`; 0 for as many as OpenMP would take.
+int threads_for(const Line& line, int threads);
+
+// What a call works on, with at most `threads` threads, or 0.
+struct Work {
+    const Span* spans;
+    const Line& line;
+    int threads;
+    const Kernels& kernels;
+};
+
+// A change of element.hpp, made of every buffer with its own factors. The targets are gradients with the
+// layout of the weights, or the weights themselves. Targets must not overlap unless `threads` is 1.
+struct Change {
+    enum Kind { gradient, proximal, scale } kind;
+    const Span* targets;
+    const Factors* factors;
+};
+
+// Where the results of n buffers go. `total` gets the exact sums over all of them added.
+struct SumsOut {
     double* abs;     // n, or null
     double* square;  // n, or null
     int64_t* limbs;  // n x 2 x kLimbs, canonical, or null
     ExactSums* total;
 };
 
-// Reads each span once with at most `threads` threads (0: as many as OpenMP would take).
-void sweep(const Span* spans, size_t n, int threads, const Kernels& kernels, const SweepResult& result);
+// Reads every weight once: sums, and in the same read the change, if there is one. `cut` is room for the
+// sums of the buffers that are cut; it keeps its memory between calls.
+void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, const Change* change = nullptr);
+void change(const Work& work, const Change& change);
 
-// The same walk over the bytes of contiguous spans with no arithmetic: what a benchmark takes for the limit.
-uint64_t read(const Span* spans, size_t n, int threads, const Kernels& kernels);
+// The same walk over contiguous buffers without arithmetic: what benchmarks take for the limits.
+uint64_t read(const Work& work);
+void exchange(const Work& work, const Span* targets);
 
 // The number of threads that a call takes unless it says otherwise: 1 in a child process after fork().
 int default_threads();

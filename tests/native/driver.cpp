@@ -61,8 +61,10 @@ int main(int argc, char** argv) {
 
     std::vector<double> abs(spans.size()), square(spans.size());
     ExactSums total;
-    const SweepResult result{abs.data(), square.data(), nullptr, &total};
-    sweep(spans.data(), spans.size(), atoi(argv[2]), active_kernels(), result);
+    const SumsOut out{abs.data(), square.data(), nullptr, &total};
+    const Line line(spans.data(), spans.size());
+    std::vector<ExactSums> cut;
+    sum(Work{spans.data(), line, atoi(argv[2]), active_kernels()}, cut, out);
     for (size_t i = 0; i < spans.size(); ++i) print(abs[i], square[i]);
     print(total.abs.value(), total.square.value());
     return 0;

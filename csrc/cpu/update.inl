@@ -1,0 +1,131 @@
+// The vector bodies of element.hpp's formulas, included beside block.inl and under the same rules.
+//
+// The primitives take and give masks as vectors of all-ones or all-zeros elements.
+
+struct Floats32 {
+    using Element = float;
+    using Vector = Floats;
+    static constexpr int kCount = kFloats;
+    static Vector load(const Element* p) { return load_floats(p); }
+    static void store(Element* p, Vector x) { store_floats(p, x); }
+};
+
+struct Floats64 {
+    using Element = double;
+    using Vector = Doubles;
+    static constexpr int kCount = kDoubles;
+    static Vector load(const Element* p) { return load_doubles(p); }
+    static void store(Element* p, Vector x) { store_doubles(p, x); }
+};
+
+struct Halves {
+    using Element = uint16_t;
+    using Vector = Floats;
+    static constexpr int kCount = kFloats;
+    static Vector load(const Element* p) { return widen_halves(p); }
+    static void store(Element* p, Vector x) { store_halves(p, x); }
+};
+
+struct Bfloats {
+    using Element = uint16_t;
+    using Vector = Floats;
+    static constexpr int kCount = kFloats;
+    static Vector load(const Element* p) { return widen_bfloats(p); }
+    static void store(Element* p, Vector x) { store_bfloats(p, x); }
+};
+
+template <class Vector>
+inline Vector quiet(Vector x) {
+    const Vector nan = is_nan(x);
+    return bits_or(bits_andnot(nan, x), bits_and(nan, broadcast(Vector{}, double(NAN))));
+}
+
+// x with the sign of w, 0 where w is zero, NaN where w is.
+template <class Vector>
+inline Vector with_sign(Vector x, Vector w) {
+    const Vector flipped = bits_xor(x, bits_and(w, broadcast(Vector{}, -0.0)));
+    return bits_or(bits_and(flipped, is_not_zero(w)), bits_and(w, is_nan(w)));
+}
+
+template <class Type, bool kL1, bool kL2>
+struct Gradient {
+    using Vector = typename Type::Vector;
+    Vector x, y;
+    Vector operator()(Vector w, Vector g) const {
+        if (!kL2) return quiet(add(g, with_sign(x, w)));
+        const Vector product = multiply(y, w);
+        if (!kL1) return quiet(add(g, product));
+        const Vector both = add(product, with_sign(x, w)), kept = is_not_zero(w);
+        return quiet(add(g, bits_or(bits_and(kept, both), bits_andnot(kept, product))));
+    }
+};
+
+template <class Type>
+struct Proximal {
+    using Vector = typename Type::Vector;
+    Vector x, y;
+    Vector operator()(Vector w, Vector) const {
+        const Vector rest = subtract(magnitude(w), x);
+        const Vector moved = bits_or(divide(rest, y), bits_and(w, broadcast(Vector{}, -0.0)));
+        return quiet(bits_or(bits_and(moved, is_positive(rest)), bits_and(w, is_nan(w))));
+    }
+};
+
+template <class Type>
+struct Scale {
+    using Vector = typename Type::Vector;
+    Vector x;
+    Vector operator()(Vector w, Vector) const { return quiet(multiply(w, x)); }
+};
+
+// g[i] = change(w[i], g[i]) for n elements: whole vectors in place, the rest in copies padded with zeros. What has
+// no gradient is given the weights as both.
+template <class W, class G, class Change>
+inline void change_all(const typename W::Element* w, typename G::Element* g, uint64_t n, const Change& change) {
+    constexpr uint64_t kStep = W::kCount;
+    uint64_t i = 0;
+    for (; i + kStep <= n; i += kStep) {
+        prefetch(reinterpret_cast<const char*>(g + i) + kBlockBytes);
+        G::store(g + i, change(W::load(w + i), G::load(g + i)));
+    }
+    if (i == n) return;
+    typename W::Element last_w[kStep] = {};
+    typename G::Element last_g[kStep] = {};
+    memcpy(last_w, w + i, (n - i) * sizeof last_w[0]);
+    memcpy(last_g, g + i, (n - i) * sizeof last_g[0]);
+    G::store(last_g, change(W::load(last_w), G::load(last_g)));
+    memcpy(g + i, last_g, (n - i) * sizeof last_g[0]);
+}
+
+template <class W, class G>
+void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors) {
+    using Vector = typename W::Vector;
+    const auto* w = static_cast<const typename W::Element*>(weights);
+    auto* g = static_cast<typename G::Element*>(grads);
+    const Vector x = broadcast(Vector{}, factors.x), y = broadcast(Vector{}, factors.y);
+    if (factors.y == 0) return change_all<W, G>(w, g, n, Gradient<W, true, false>{x, y});
+    if (factors.x == 0) return change_all<W, G>(w, g, n, Gradient<W, false, true>{x, y});
+    change_all<W, G>(w, g, n, Gradient<W, true, true>{x, y});
+}
+
+template <class Type>
+void proximal(void* weights, uint64_t n, Factors factors) {
+    using Vector = typename Type::Vector;
+    auto* w = static_cast<typename Type::Element*>(weights);
+    change_all<Type, Type>(w, w, n, Proximal<Type>{broadcast(Vector{}, factors.x), broadcast(Vector{}, factors.y)});
+}
+
+template <class Type>
+void scale(void* weights, uint64_t n, Factors factors) {
+    using Vector = typename Type::Vector;
+    auto* w = static_cast<typename Type::Element*>(weights);
+    change_all<Type, Type>(w, w, n, Scale<Type>{broadcast(Vector{}, factors.x)});
+}
+
+// Reads both and writes the second, doing next to nothing: the limit that benchmarks compare gradients with.
+void exchange(const void* weights, void* grads, uint64_t bytes) {
+    const auto* w = static_cast<const float*>(weights);
+    auto* g = static_cast<float*>(grads);
+    for (uint64_t i = 0; i + kFloats <= bytes / 4; i += kFloats)
+        store_floats(g + i, bits_xor(load_floats(w + i), load_floats(g + i)));
+}
