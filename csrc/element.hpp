@@ -5,10 +5,10 @@
 // and sums are rounded one by one, never fused. A result that is NaN is the quiet NaN with no payload and no
 // sign, since processors do not agree on another. Storing to 16 bits rounds once more, to nearest even.
 //
-// A change has two factors, computed in float64 and then rounded to R:
-//   gradient  x = upstream·l1, y = 2·upstream·l2   (one that is zero leaves its term out)
+// A change has two factors, computed in float64 and then rounded to R by whoever uses them:
+//   gradient  x = upstream·l1, y = 2·upstream·l2   (one that is zero leaves its term out, two the gradient)
 //   proximal  x = step·l1, y = 1 + 2·step·l2
-//   scale     x, which w is multiplied by
+//   scale     x, which w is multiplied by          (1 leaves w as it is)
 #pragma once
 
 #include <cmath>
@@ -45,7 +45,7 @@ FUSED_PENALTIES_HD inline Real proximal(Real w, Real x, Real y) {
     if (w != w) return quiet(w);
     const Real rest = add(magnitude(w), -x);
     if (!(rest > 0)) return 0;
-    return w < 0 ? -(rest / y) : rest / y;
+    return quiet(w < 0 ? -(rest / y) : rest / y);
 }
 
 template <class Real>

@@ -145,6 +145,9 @@ def test_array_protocols(wrap: Any, dtype: str) -> None:
     assert_sums(fp.sums({"w": wrap(x), "plain": x}), [x, x])
 
 
+@pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.1.0", reason="NumPy before 2.1 exports no such array"
+)
 def test_dlpack_of_a_read_only_array() -> None:
     x = values.make("normal", "float32", 100)
     x.flags.writeable = False
@@ -286,6 +289,9 @@ def test_unique_tells_parts_of_one_array_apart() -> None:
     assert fp.sums([x[:4], x[4:]], unique=True).abs.tolist() == [6.0, 22.0]
     assert fp.sums([x[::2], x[1::2]], unique=True).abs.tolist() == [12.0, 16.0]
     assert fp.sums([x[::2], x[::2]], unique=True).abs.tolist() == [12.0, 0.0]
+    # The same first element and the same number of elements.
+    assert fp.sums([x[:4:2], x[:6:3]], unique=True).abs.tolist() == [2.0, 3.0]
+    assert fp.sums([x[:4].reshape(2, 2), x[:4]], unique=True).abs.tolist() == [6.0, 0.0]
 
 
 def test_unique_tells_dtypes_apart_only_by_memory() -> None:

@@ -73,6 +73,28 @@ def test_integer_all_reduce(dtype: str, kind: str) -> None:
     np.testing.assert_array_equal(reduced.limbs, fp.partial_sums(x).limbs)
 
 
+@st.composite
+def exact_sums(draw: st.DrawFn) -> oracle.Exact:
+    """Any sum that limbs can hold, often a tie between two float64 or the least bit beside one."""
+    exact = oracle.Exact()
+    significant = draw(st.integers(1 << 52, (1 << 53) - 1) | st.integers(0, 1 << 70))
+    shift = draw(st.integers(0, 80) | st.integers(0, 2176 - 72))
+    exact.units = significant << shift
+    if shift and draw(st.booleans()):
+        exact.units += 1 << (shift - 1)
+        exact.units += draw(st.sampled_from([0, 1, -1, 1 << shift // 2, -(1 << shift // 2)]))
+    exact.nans, exact.infs = draw(st.sampled_from([(0, 0)] * 6 + [(0, 3), (1, 0), (2, 1)]))
+    return exact
+
+
+@given(st.lists(st.tuples(exact_sums(), exact_sums()), max_size=5))
+def test_any_limbs_are_rounded_once(pairs: list[tuple[oracle.Exact, oracle.Exact]]) -> None:
+    limbs = np.array([[a.limbs(), s.limbs()] for a, s in pairs], np.int64).reshape(-1, 2, 70)
+    sums = fp.PartialSums(limbs).sums()
+    assert hexes(sums.abs) == hexes(a.rounded() for a, _ in pairs)
+    assert hexes(sums.square) == hexes(s.rounded() for _, s in pairs)
+
+
 @dtypes
 def test_all_reduce_over_a_billion_shards(dtype: str) -> None:
     """Digits that were added 2^30 times over still fit their int64, and carry."""
@@ -84,6 +106,20 @@ def test_all_reduce_over_a_billion_shards(dtype: str) -> None:
         expected.append(part.rounded())
     sums = fp.PartialSums(limbs << 30).sums()
     assert hexes([*sums.abs, *sums.square]) == hexes(expected)
+
+
+@pytest.mark.parametrize("exponent", range(32))
+def test_carries_of_many_block_sums(exponent: int) -> None:
+    """Enough equal block sums to leave the digits that one of them touches, at every alignment."""
+    blocks = 5000
+    weight = np.float64((2.0 - 2.0**-52) * 2.0**exponent)
+    expected = []
+    for exact in oracle.exact_pair(np.full(1024, weight)):
+        exact.units *= blocks
+        expected.append(exact.rounded())
+    sums = fp.sums(np.broadcast_to(weight, (blocks, 1024)), threads=1)
+    assert hexes([*sums.abs, *sums.square]) == hexes(expected)
+    assert hexes([sums.total_abs, sums.total_square]) == hexes(expected)
 
 
 def test_finite_shards_overflow_to_inf_only_when_rounded() -> None:

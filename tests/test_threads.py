@@ -69,6 +69,18 @@ def test_partial_sums_of_any_number_of_threads() -> None:
         assert answer(fp.partial_sums(arrays, threads=threads).sums()) == expected
 
 
+def test_workers_that_finish_together() -> None:
+    """Short work of many digits, again and again: whatever two threads write must not get lost."""
+    x = values.make("extreme", "float64", 1 << 18)
+    x[np.abs(x) > 2.0**500] = 1.0
+    expected = hexes([*oracle.sums(x), *oracle.totals([x])])
+    found = set()
+    for _ in range(10_000):
+        sums = fp.sums(x, threads=8)
+        found.add((sums.abs[0], sums.square[0], sums.total_abs, sums.total_square))
+    assert [hexes(numbers) for numbers in found] == [expected]
+
+
 def test_more_threads_than_blocks() -> None:
     x = values.make("normal", "float64", 3)
     assert hexes(fp.sums(x, threads=64).abs) == hexes([oracle.sums(x)[0]])

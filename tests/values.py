@@ -35,6 +35,18 @@ def make(kind: str, dtype: str, count: int, seed: int = 0) -> np.ndarray:
     return x
 
 
+def assorted(dtype: str, count: int, seed: int = 0) -> np.ndarray:
+    """`count` weights that each are of any kind: zeros, subnormals and NaN among normal ones."""
+    kinds = ["normal", "normal", "normal", "spread", "zeros", "subnormal", "extreme", "any bits"]
+    made = np.stack([make(kind, dtype, count, seed + k) for k, kind in enumerate(kinds)])
+    choice = np.random.default_rng([seed, count]).integers(len(kinds), size=count)
+    x = made[choice, np.arange(count)]
+    special = [np.nan, np.inf, -np.inf]
+    at = np.flatnonzero(choice == 0)[: len(special)]
+    x[at] = special[: len(at)]
+    return x
+
+
 def from_patterns(bits: np.ndarray, dtype: str) -> np.ndarray:
     """Weights from their bit patterns, given in the low bits of unsigned integers."""
     numpy_dtype = oracle.DTYPES[dtype]

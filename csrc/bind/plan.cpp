@@ -37,12 +37,9 @@ void check_writable(const Items& items, size_t i, const View& view) {
     if (!view.writable)
         throw py::value_error(items.label(i) + ": is read-only, or a copy; wanted memory that can be written");
     for (int k = 0; k < view.rank; ++k)
-        if (view.shape[k] > 1 && view.strides[k] == 0)
+        if (view.shape[k] > 1 && view.strides[k] == 0 && view.count() > 0)
             throw py::value_error(items.label(i) + ": repeats its elements (a broadcast view); wanted each one once");
 }
-
-// To the type that weights of the dtype are computed in.
-double rounded(DType dtype, double value) { return dtype == DType::float64 ? value : double(float(value)); }
 
 bool overlap(const Reach& x, const Reach& y) { return std::max(x.first, y.first) < std::min(x.second, y.second); }
 
@@ -63,6 +60,7 @@ public:
                     Weight{view, {view.shape, view.shape + view.rank}, {view.strides, view.strides + view.rank}, {}});
                 weight.view.shape = weight.shape.data();
                 weight.view.strides = weight.strides.data();
+                weight.reach = reach(weight.view);
                 spans_.add(weight.view);
             });
         line_ = Line(spans_.data(), spans_.size());
@@ -175,8 +173,7 @@ public:
         const DefaultFloatEnvironment environment;
         const double norm = std::sqrt(total.square.value()), factor = max_norm / (norm + 1e-6);
         if (factor >= 1) return norm;
-        space->factors.clear();
-        for (const Span& span : spans) space->factors.push_back({rounded(span.dtype, factor), 0});
+        space->factors.assign(spans.size(), {factor, 0});
         change(work, {Change::scale, spans.data(), space->factors.data()});
         return norm;
     }
@@ -306,11 +303,9 @@ private:
         Bound bound = bind(grads);
         const int at_most = safe_threads(active_line_, bound.reaches, threads);
         Borrowed space(*this);
+        const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) {
-            const DType dtype = spans_[i].dtype;
-            space->factors.push_back({rounded(dtype, upstream * l1_[i]), rounded(dtype, 2 * upstream * l2_[i])});
-        }
+        for (size_t i : active_) space->factors.push_back({upstream * l1_[i], 2 * upstream * l2_[i]});
         const Work work{bound.weights.data(), active_line_, at_most, active_kernels()};
         const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
         const py::gil_scoped_release release;
@@ -321,11 +316,9 @@ private:
     void change_weights(Change::Kind kind, const py::object& threads, const Make& make) {
         for (size_t i : active_) check_writable(*items_, i, weights_[i].view);
         Borrowed space(*this);
+        const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) {
-            const Factors factors = make(i);
-            space->factors.push_back({rounded(spans_[i].dtype, factors.x), rounded(spans_[i].dtype, factors.y)});
-        }
+        for (size_t i : active_) space->factors.push_back(make(i));
         Work work = active_work(active_spans_.data(), threads);
         if (tied_) work.threads = 1;
         const py::gil_scoped_release release;

@@ -91,14 +91,6 @@ public:
           target_(change.targets[i]),
           factors_(change.factors[i]) {}
 
-    bool idle() const {
-        switch (change_.kind) {
-            case Change::gradient: return factors_.x == 0 && factors_.y == 0;
-            case Change::proximal: return factors_.x == 0 && factors_.y == 1;
-            default: return factors_.x == 1;
-        }
-    }
-
     // Calls look(data, n) for each block of [first, end) before it changes.
     template <class Look>
     void each_block(uint64_t first, uint64_t end, const Look& look) const {
@@ -224,7 +216,7 @@ private:
         };
         if (change_) {
             const Changer changer(*change_, work_.kernels, span, piece.buffer);
-            if (!changer.idle()) return changer.each_block(piece.first, piece.end, one_block);
+            return changer.each_block(piece.first, piece.end, one_block);
         }
         const uint64_t each = uint64_t(block_elements(span.dtype));
         const uint64_t stop = std::min(piece.end * each, span.count);
@@ -258,7 +250,7 @@ struct Changing {
 
     void piece(const Piece& piece) {
         const Changer changer(change, work.kernels, work.spans[piece.buffer], piece.buffer);
-        if (!changer.idle()) changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
+        changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
     }
     void finish() {}
 };

@@ -5,6 +5,7 @@
 struct Floats32 {
     using Element = float;
     using Vector = Floats;
+    using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return load_floats(p); }
     static void store(Element* p, Vector x) { store_floats(p, x); }
@@ -13,6 +14,7 @@ struct Floats32 {
 struct Floats64 {
     using Element = double;
     using Vector = Doubles;
+    using Real = double;
     static constexpr int kCount = kDoubles;
     static Vector load(const Element* p) { return load_doubles(p); }
     static void store(Element* p, Vector x) { store_doubles(p, x); }
@@ -21,6 +23,7 @@ struct Floats64 {
 struct Halves {
     using Element = uint16_t;
     using Vector = Floats;
+    using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return widen_halves(p); }
     static void store(Element* p, Vector x) { store_halves(p, x); }
@@ -29,6 +32,7 @@ struct Halves {
 struct Bfloats {
     using Element = uint16_t;
     using Vector = Floats;
+    using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return widen_bfloats(p); }
     static void store(Element* p, Vector x) { store_bfloats(p, x); }
@@ -100,12 +104,14 @@ inline void change_all(const typename W::Element* w, typename G::Element* g, uin
 template <class W, class G>
 void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors) {
     using Vector = typename W::Vector;
+    using Real = typename W::Real;
     const auto* w = static_cast<const typename W::Element*>(weights);
     auto* g = static_cast<typename G::Element*>(grads);
     const Vector x = broadcast(Vector{}, factors.x), y = broadcast(Vector{}, factors.y);
-    if (factors.y == 0) return change_all<W, G>(w, g, n, Gradient<W, true, false>{x, y});
-    if (factors.x == 0) return change_all<W, G>(w, g, n, Gradient<W, false, true>{x, y});
-    change_all<W, G>(w, g, n, Gradient<W, true, true>{x, y});
+    const bool l1 = Real(factors.x) != 0, l2 = Real(factors.y) != 0;
+    if (l1 && l2) change_all<W, G>(w, g, n, Gradient<W, true, true>{x, y});
+    if (l1 && !l2) change_all<W, G>(w, g, n, Gradient<W, true, false>{x, y});
+    if (!l1 && l2) change_all<W, G>(w, g, n, Gradient<W, false, true>{x, y});
 }
 
 template <class Type>
@@ -119,6 +125,7 @@ template <class Type>
 void scale(void* weights, uint64_t n, Factors factors) {
     using Vector = typename Type::Vector;
     auto* w = static_cast<typename Type::Element*>(weights);
+    if (typename Type::Real(factors.x) == 1) return;
     change_all<Type, Type>(w, w, n, Scale<Type>{broadcast(Vector{}, factors.x)});
 }
 
