@@ -2,39 +2,29 @@
 
     pip install ".[bench]" && python bench/cpu.py [--json FILE] [--rounds N]
 
-Everything runs in one process, interleaved; each ratio is taken within a round and the median over the
-rounds is printed. "Of the read" is the speed as a share of reading the same memory with the same threads
-and doing nothing with it: 1.00 is the memory's (or the cache's) limit. Every result is checked against
-NumPy in float64 before it is timed. FUSED_PENALTIES_ISA=avx2 measures another instruction set.
+Everything runs in one process, interleaved; each ratio is taken within a round and the median over
+the rounds is printed. "Of the read" is the speed as a share of reading the same memory with as many
+threads and doing nothing with it: 1.00 is the memory's (or the cache's) limit. Every result is
+checked against NumPy in float64 before it is timed. FUSED_PENALTIES_ISA=avx2 measures another
+instruction set.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import resource
-import statistics
 import sys
-import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import scipy.linalg.blas as blas
 import torch
-from rich.console import Console
-from rich.table import Table
 from threadpoolctl import threadpool_limits
-from timing import interleaved, ratio
 
 import fused_penalties as fp
+from reporting import Contenders, Report
 
 BIG = 512 << 20
-Contenders = dict[str, Callable[[], Any]]
 
 
 def numbers(count: int, dtype: Any = np.float32) -> np.ndarray:
@@ -84,63 +74,20 @@ def check(buffers: list[np.ndarray]) -> None:
 def peak_beyond_inputs(threads: int) -> int:
     """Bytes by which the peak resident memory grows in summing a big buffer and many small ones.
 
-    Measured in a process of its own, whose peak nothing else has raised; the first call pays for the
-    threads' own stacks and is not counted.
+    To be called before anything else raises the peak. The first call, which pays for the threads'
+    stacks, is not counted.
     """
     buffers = [np.ones(64 << 20, np.float32)] + [np.ones(64, np.float32) for _ in range(1000)]
-    fp.sums([np.ones(1 << 20, np.float32)], threads=threads)
+    fp.sums(buffers[:1], threads=threads)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fp.sums(buffers, threads=threads)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-class Report:
-    def __init__(self, rounds: int) -> None:
-        self.rounds = rounds
-        self.results: list[dict[str, Any]] = []
-        self.console = Console()
-
-    def run(self, title: str, contenders: Contenders, targets: dict[str, tuple[float, float]]) -> None:
-        """Times the contenders; ``targets`` has (at least, aim) for the ratio against each."""
-        times = interleaved(contenders, self.rounds)
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("contender", "median", "fp.sums is", "at least", "aim"):
-            table.add_column(column, justify="left" if column == "contender" else "right")
-        for name in contenders:
-            row: dict[str, Any] = {
-                "work": title,
-                "contender": name,
-                "seconds": statistics.median(times[name]),
-            }
-            cells = [name, _seconds(row["seconds"])]
-            if name != "fp.sums":
-                row["ratio"] = ratio(times, name, "fp.sums")
-                row["at_least"], row["aim"] = targets.get(name, (None, None))
-                unit = " of the read" if name == "pure read" else "x"
-                cells.append(f"{row['ratio']:.2f}{unit}")
-                cells += ["" if t is None else f"{t:g}" for t in (row["at_least"], row["aim"])]
-                if row["at_least"] is not None and row["ratio"] < row["at_least"]:
-                    cells[2] = f"[red]{cells[2]}[/red]"
-            table.add_row(*cells)
-            self.results.append(row)
-        self.console.print(table)
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1e3:.2f} ms" if value >= 1e-3 else f"{value * 1e6:.1f} µs"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    report = Report(arguments.rounds)
-    info = fp.build_info()
-    report.console.print(
-        f"fused-penalties {info['version']}, {info['active_isa']}, {os.cpu_count()} cores, "
-        f"numpy {np.__version__}, torch {torch.__version__}"
-    )
+    report = Report(__doc__)
+    peak = peak_beyond_inputs(2) // 1024
+    report.console.print(f"memory beyond 1001 buffers and their results, 2 threads: {peak} KiB")
 
     buffer = [numbers(BIG // 4)]
     check(buffer)
@@ -172,8 +119,11 @@ def main() -> None:
     for dtype, limits in ((np.float32, (0.33, 0.45)), (np.float16, None), (np.float64, None)):
         buffer = [numbers((256 << 10) // np.dtype(dtype).itemsize, dtype)]
         check(buffer)
+        contenders = ours(buffer, 1) | (peers(buffer) if dtype is np.float32 else {})
         title = f"{np.dtype(dtype).name}, 256 KB in cache, 1 thread"
-        report.run(title, ours(buffer, 1), {"pure read": limits} if limits else {})
+        with threadpool_limits(1):
+            torch.set_num_threads(1)
+            report.run(title, contenders, {"pure read": limits} if limits else {})
 
     torch.set_num_threads(2)
     many = [numbers(64) for _ in range(1000)]
@@ -185,16 +135,7 @@ def main() -> None:
         {"numpy": (20.0, 40.0), "torch._foreach_norm": (30.0, 80.0)},
     )
 
-    if arguments.json:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
-            "rounds": arguments.rounds,
-        }
-        text = json.dumps({"machine": machine, "build": info, "results": report.results}, indent=1)
-        arguments.json.write_text(text + "\n")
+    report.write()
 
 
 if __name__ == "__main__":

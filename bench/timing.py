@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 LEAST_SECONDS = 2e-3  # a measurement repeats its call until it lasts at least this long
 
 
-def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
     """Seconds per call of every contender, one figure a round."""
     repeats = {}
     for name, call in contenders.items():

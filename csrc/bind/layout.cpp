@@ -1,6 +1,7 @@
 #include "layout.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <tuple>
 
@@ -37,6 +38,18 @@ void merge_neighbours(std::vector<Joint>& axes) {
     if (!axes.empty()) axes.resize(kept + 1);
 }
 
+// The axes longer than one, in step with another view's.
+std::vector<Joint> joint_axes(const View& view, const View& other) {
+    std::vector<Joint> axes;
+    for (int k = 0; k < view.rank; ++k)
+        if (view.shape[k] != 1) axes.push_back({view.shape[k], view.strides[k], other.strides[k]});
+    return axes;
+}
+
+void sort_longest_stride_first(std::vector<Joint>& axes) {
+    std::sort(axes.begin(), axes.end(), [](const Joint& x, const Joint& y) { return x.stride > y.stride; });
+}
+
 Span dense_span(const View& view) { return {view.data, view.count(), nullptr, 0, view.dtype, view.swapped}; }
 
 }  // namespace
@@ -50,10 +63,7 @@ void Spans::add(const View& view, const View& other, Spans* others) {
         if (others) others->spans_.push_back(second);
         return;
     }
-    std::vector<Joint> axes;
-    for (int k = 0; k < view.rank; ++k)
-        if (view.shape[k] != 1) axes.push_back({view.shape[k], view.strides[k], other.strides[k]});
-    std::vector<Joint> upward = axes;
+    std::vector<Joint> axes = joint_axes(view, other), upward = axes;
     const unsigned char *lowest = span.data, *second_start = second.data;
     for (Joint& axis : upward) {
         if (axis.stride >= 0) continue;
@@ -62,7 +72,7 @@ void Spans::add(const View& view, const View& other, Spans* others) {
         axis.stride = -axis.stride;
         axis.other = -axis.other;
     }
-    std::sort(upward.begin(), upward.end(), [](const Joint& x, const Joint& y) { return x.stride > y.stride; });
+    sort_longest_stride_first(upward);
     if (nests(upward, itemsize(span.dtype))) {
         axes = std::move(upward);
         span.data = lowest;
@@ -97,6 +107,14 @@ void Spans::drop_repeats() {
         }
         if (!seen.emplace(span.data, span.count, span.dtype, span.swapped, std::move(layout)).second) span.count = 0;
     }
+}
+
+bool repeats(const View& view) {
+    if (view.dense || view.count() <= 1) return false;
+    std::vector<Joint> axes = joint_axes(view, view);
+    for (Joint& axis : axes) axis.stride = std::abs(axis.stride);
+    sort_longest_stride_first(axes);
+    return !nests(axes, itemsize(view.dtype));
 }
 
 Reach reach(const View& view) {

@@ -1,7 +1,7 @@
 // The order in which the contract reads a view, as spans.
 #pragma once
 
-#include <deque>
+#include <list>
 #include <utility>
 #include <vector>
 
@@ -30,8 +30,11 @@ private:
     void add(Span span, std::vector<Axis> axes);
 
     std::vector<Span> spans_;
-    std::deque<std::vector<Axis>> axes_;
+    std::list<std::vector<Axis>> axes_;  // a list, whose elements stay where they are
 };
+
+// True if a view repeats or interleaves its elements, as broadcast views and sliding windows do.
+bool repeats(const View& view);
 
 // The addresses that a view's elements lie in, [first, second).
 using Reach = std::pair<const unsigned char*, const unsigned char*>;

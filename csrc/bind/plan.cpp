@@ -36,9 +36,8 @@ std::string text_of(int rank, const int64_t* shape) {
 void check_writable(const Items& items, size_t i, const View& view) {
     if (!view.writable)
         throw py::value_error(items.label(i) + ": is read-only, or a copy; wanted memory that can be written");
-    for (int k = 0; k < view.rank; ++k)
-        if (view.shape[k] > 1 && view.strides[k] == 0 && view.count() > 0)
-            throw py::value_error(items.label(i) + ": repeats its elements (a broadcast view); wanted each one once");
+    if (repeats(view))
+        throw py::value_error(items.label(i) + ": repeats its elements (a broadcast view, say); wanted each one once");
 }
 
 bool overlap(const Reach& x, const Reach& y) { return std::max(x.first, y.first) < std::min(x.second, y.second); }

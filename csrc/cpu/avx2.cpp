@@ -76,12 +76,10 @@ inline Floats divide(Floats x, Floats y) { return _mm256_div_ps(x, y); }
 inline Doubles divide(Doubles x, Doubles y) { return _mm256_div_pd(x, y); }
 inline Floats bits_and(Floats x, Floats y) { return _mm256_and_ps(x, y); }
 inline Doubles bits_and(Doubles x, Doubles y) { return _mm256_and_pd(x, y); }
-inline Floats bits_andnot(Floats x, Floats y) { return _mm256_andnot_ps(x, y); }  // ~x & y
-inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm256_andnot_pd(x, y); }
-inline Floats bits_or(Floats x, Floats y) { return _mm256_or_ps(x, y); }
-inline Doubles bits_or(Doubles x, Doubles y) { return _mm256_or_pd(x, y); }
 inline Floats bits_xor(Floats x, Floats y) { return _mm256_xor_ps(x, y); }
 inline Doubles bits_xor(Doubles x, Doubles y) { return _mm256_xor_pd(x, y); }
+inline Floats select(Floats mask, Floats x, Floats y) { return _mm256_blendv_ps(y, x, mask); }
+inline Doubles select(Doubles mask, Doubles x, Doubles y) { return _mm256_blendv_pd(y, x, mask); }
 inline Floats is_nan(Floats x) { return _mm256_cmp_ps(x, x, _CMP_UNORD_Q); }
 inline Doubles is_nan(Doubles x) { return _mm256_cmp_pd(x, x, _CMP_UNORD_Q); }
 inline Floats is_not_zero(Floats x) { return _mm256_cmp_ps(x, zero(x), _CMP_NEQ_UQ); }

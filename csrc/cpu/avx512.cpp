@@ -73,12 +73,17 @@ inline Floats divide(Floats x, Floats y) { return _mm512_div_ps(x, y); }
 inline Doubles divide(Doubles x, Doubles y) { return _mm512_div_pd(x, y); }
 inline Floats bits_and(Floats x, Floats y) { return _mm512_and_ps(x, y); }
 inline Doubles bits_and(Doubles x, Doubles y) { return _mm512_and_pd(x, y); }
-inline Floats bits_andnot(Floats x, Floats y) { return _mm512_andnot_ps(x, y); }  // ~x & y
-inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm512_andnot_pd(x, y); }
-inline Floats bits_or(Floats x, Floats y) { return _mm512_or_ps(x, y); }
-inline Doubles bits_or(Doubles x, Doubles y) { return _mm512_or_pd(x, y); }
 inline Floats bits_xor(Floats x, Floats y) { return _mm512_xor_ps(x, y); }
 inline Doubles bits_xor(Doubles x, Doubles y) { return _mm512_xor_pd(x, y); }
+// 0xca: x where the mask has ones, else y.
+inline Floats select(Floats mask, Floats x, Floats y) {
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(_mm512_castps_si512(mask), _mm512_castps_si512(x), _mm512_castps_si512(y), 0xca));
+}
+inline Doubles select(Doubles mask, Doubles x, Doubles y) {
+    return _mm512_castsi512_pd(
+        _mm512_ternarylogic_epi64(_mm512_castpd_si512(mask), _mm512_castpd_si512(x), _mm512_castpd_si512(y), 0xca));
+}
 inline Floats as_floats(__mmask16 mask) { return _mm512_castsi512_ps(_mm512_movm_epi32(mask)); }
 inline Doubles as_doubles(__mmask8 mask) { return _mm512_castsi512_pd(_mm512_movm_epi64(mask)); }
 inline Floats is_nan(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)); }

@@ -82,12 +82,12 @@ inline Floats divide(Floats x, Floats y) { return _mm_div_ps(x, y); }
 inline Doubles divide(Doubles x, Doubles y) { return _mm_div_pd(x, y); }
 inline Floats bits_and(Floats x, Floats y) { return _mm_and_ps(x, y); }
 inline Doubles bits_and(Doubles x, Doubles y) { return _mm_and_pd(x, y); }
-inline Floats bits_andnot(Floats x, Floats y) { return _mm_andnot_ps(x, y); }  // ~x & y
-inline Doubles bits_andnot(Doubles x, Doubles y) { return _mm_andnot_pd(x, y); }
-inline Floats bits_or(Floats x, Floats y) { return _mm_or_ps(x, y); }
-inline Doubles bits_or(Doubles x, Doubles y) { return _mm_or_pd(x, y); }
 inline Floats bits_xor(Floats x, Floats y) { return _mm_xor_ps(x, y); }
 inline Doubles bits_xor(Doubles x, Doubles y) { return _mm_xor_pd(x, y); }
+inline Floats select(Floats mask, Floats x, Floats y) { return _mm_or_ps(_mm_and_ps(mask, x), _mm_andnot_ps(mask, y)); }
+inline Doubles select(Doubles mask, Doubles x, Doubles y) {
+    return _mm_or_pd(_mm_and_pd(mask, x), _mm_andnot_pd(mask, y));
+}
 inline Floats is_nan(Floats x) { return _mm_cmpunord_ps(x, x); }
 inline Doubles is_nan(Doubles x) { return _mm_cmpunord_pd(x, x); }
 inline Floats is_not_zero(Floats x) { return _mm_cmpneq_ps(x, zero(x)); }

@@ -59,12 +59,6 @@ inline Doubles broadcast(Doubles, double x) { return vdupq_n_f64(x); }
 inline Floats bits_and(Floats x, Floats y) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
 }
-inline Floats bits_andnot(Floats x, Floats y) {
-    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(y), vreinterpretq_u32_f32(x)));
-}  // ~x & y
-inline Floats bits_or(Floats x, Floats y) {
-    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
-}
 inline Floats bits_xor(Floats x, Floats y) {
     return vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(x), vreinterpretq_u32_f32(y)));
 }
@@ -77,12 +71,6 @@ inline Floats is_nan(Floats x) { return vreinterpretq_f32_u32(veorq_u32(vceqq_f3
 inline Floats is_positive(Floats x) { return vreinterpretq_f32_u32(vcgtq_f32(x, zero(x))); }
 inline Doubles bits_and(Doubles x, Doubles y) {
     return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
-}
-inline Doubles bits_andnot(Doubles x, Doubles y) {
-    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(y), vreinterpretq_u64_f64(x)));
-}  // ~x & y
-inline Doubles bits_or(Doubles x, Doubles y) {
-    return vreinterpretq_f64_u64(vorrq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
 }
 inline Doubles bits_xor(Doubles x, Doubles y) {
     return vreinterpretq_f64_u64(veorq_u64(vreinterpretq_u64_f64(x), vreinterpretq_u64_f64(y)));
@@ -97,6 +85,8 @@ inline Doubles is_nan(Doubles x) {
 }
 inline Doubles is_positive(Doubles x) { return vreinterpretq_f64_u64(vcgtq_f64(x, zero(x))); }
 
+inline Floats select(Floats mask, Floats x, Floats y) { return vbslq_f32(vreinterpretq_u32_f32(mask), x, y); }
+inline Doubles select(Doubles mask, Doubles x, Doubles y) { return vbslq_f64(vreinterpretq_u64_f64(mask), x, y); }
 inline void prefetch(const char* p) { __builtin_prefetch(p); }
 
 #include "block.inl"

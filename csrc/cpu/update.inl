@@ -40,15 +40,13 @@ struct Bfloats {
 
 template <class Vector>
 inline Vector quiet(Vector x) {
-    const Vector nan = is_nan(x);
-    return bits_or(bits_andnot(nan, x), bits_and(nan, broadcast(Vector{}, double(NAN))));
+    return select(is_nan(x), broadcast(Vector{}, double(NAN)), x);
 }
 
-// x with the sign of w, 0 where w is zero, NaN where w is.
+// x with the sign of w.
 template <class Vector>
 inline Vector with_sign(Vector x, Vector w) {
-    const Vector flipped = bits_xor(x, bits_and(w, broadcast(Vector{}, -0.0)));
-    return bits_or(bits_and(flipped, is_not_zero(w)), bits_and(w, is_nan(w)));
+    return bits_xor(x, bits_and(w, broadcast(Vector{}, -0.0)));
 }
 
 template <class Type, bool kL1, bool kL2>
@@ -56,11 +54,12 @@ struct Gradient {
     using Vector = typename Type::Vector;
     Vector x, y;
     Vector operator()(Vector w, Vector g) const {
-        if (!kL2) return quiet(add(g, with_sign(x, w)));
         const Vector product = multiply(y, w);
         if (!kL1) return quiet(add(g, product));
-        const Vector both = add(product, with_sign(x, w)), kept = is_not_zero(w);
-        return quiet(add(g, bits_or(bits_and(kept, both), bits_andnot(kept, product))));
+        const Vector signed_x = with_sign(x, w), nonzero = is_not_zero(w);
+        if (!kL2) return quiet(add(g, select(is_nan(w), w, bits_and(signed_x, nonzero))));
+        // Where w is zero so is the product, which added to itself keeps its sign.
+        return quiet(add(g, add(product, select(nonzero, signed_x, product))));
     }
 };
 
@@ -70,8 +69,8 @@ struct Proximal {
     Vector x, y;
     Vector operator()(Vector w, Vector) const {
         const Vector rest = subtract(magnitude(w), x);
-        const Vector moved = bits_or(divide(rest, y), bits_and(w, broadcast(Vector{}, -0.0)));
-        return quiet(bits_or(bits_and(moved, is_positive(rest)), bits_and(w, is_nan(w))));
+        const Vector moved = bits_and(with_sign(divide(rest, y), w), is_positive(rest));
+        return quiet(select(is_nan(w), w, moved));
     }
 };
 
@@ -89,6 +88,7 @@ inline void change_all(const typename W::Element* w, typename G::Element* g, uin
     constexpr uint64_t kStep = W::kCount;
     uint64_t i = 0;
     for (; i + kStep <= n; i += kStep) {
+        prefetch(reinterpret_cast<const char*>(w + i) + kBlockBytes);
         prefetch(reinterpret_cast<const char*>(g + i) + kBlockBytes);
         G::store(g + i, change(W::load(w + i), G::load(g + i)));
     }

@@ -7,6 +7,7 @@ from ._build import build_info
 from ._sums import PartialSums, Sums, partial_sums, sums
 from .losses import add_n
 from .penalties import l2_loss, penalty
+from .plan import Plan
 from .store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
 
 __version__ = _core.__version__
@@ -15,6 +16,7 @@ __all__ = [
     "AUTO_REUSE",
     "GraphKeys",
     "PartialSums",
+    "Plan",
     "Sums",
     "VariableStore",
     "add_n",

@@ -11,8 +11,8 @@ def build_info() -> dict[str, Any]:
     """Facts about this build and process.
 
     Returns a dict: ``version``; ``isas``, the instruction sets compiled in, best first;
-    ``active_isa``, the one in use (``FUSED_PENALTIES_ISA`` forces one by name); ``threads``, how many
-    a call takes unless it says otherwise; ``cuda``, the version of the CUDA toolkit or False.
+    ``active_isa``, the one in use (``FUSED_PENALTIES_ISA`` forces one by name); ``threads``, how
+    many a call takes unless it says otherwise; ``cuda``, the CUDA toolkit's version or False.
 
     Raises RuntimeError if FUSED_PENALTIES_ISA names a set that is not supported.
     """

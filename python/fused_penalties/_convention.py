@@ -58,8 +58,12 @@ def widest(dtypes: Iterable[Any]) -> np.dtype[Any]:
 
 def scalar(value: float, dtype: np.dtype[Any]) -> np.floating[Any]:
     """`value` rounded once to `dtype`, float32 or float64; inf where it does not fit."""
-    with np.errstate(all="ignore"):
-        result: np.floating[Any] = dtype.type(value)
+    result: np.floating[Any]
+    if value == 0.0 or 2.0**-126 <= abs(value) < 2.0**127:
+        result = dtype.type(value)  # cannot warn, so this is spared the microsecond of errstate
+    else:
+        with np.errstate(all="ignore"):
+            result = dtype.type(value)
     return result
 
 
@@ -102,7 +106,9 @@ def total(terms: Iterable[float]) -> float:
     values = [float(value) for value in terms]
     special = {value for value in values if not math.isfinite(value)}
     if special:
-        return special.pop() if len(special) == 1 else math.nan
+        only = special.pop()
+        # Not the NaN itself: processors give it different signs.
+        return math.nan if special or math.isnan(only) else only
     try:
         return math.fsum(values)
     except OverflowError:

@@ -52,10 +52,13 @@ class PartialSums:
         given = np.asarray(limbs)
         if given.dtype != np.int64 or given.ndim != 3 or given.shape[1:] != (2, _core.LIMBS):
             raise ValueError(
-                f"limbs: got {given.dtype} of shape {given.shape}; wanted int64 of shape (n, 2, {_core.LIMBS})"
+                f"limbs: got {given.dtype} of shape {given.shape}; "
+                f"wanted int64 of shape (n, 2, {_core.LIMBS})"
             )
         if names is not None and len(names) != len(given):
-            raise ValueError(f"names: got {len(names)}; wanted one for each of {len(given)} buffers")
+            raise ValueError(
+                f"names: got {len(names)}; wanted one for each of {len(given)} buffers"
+            )
         canonical = _core.canonical_limbs(given)
         if (canonical < 0).any():
             raise ValueError("limbs: got a negative sum; wanted sums of non-negative values")
@@ -69,7 +72,9 @@ class PartialSums:
         if not isinstance(other, PartialSums):
             return NotImplemented
         if len(self) != len(other):
-            raise ValueError(f"cannot merge the sums of {len(self)} buffers with those of {len(other)}")
+            raise ValueError(
+                f"cannot merge the sums of {len(self)} buffers with those of {len(other)}"
+            )
         if self.names != other.names:
             raise ValueError(f"cannot merge sums named {self.names} with sums named {other.names}")
         return PartialSums(self.limbs + other.limbs, self.names)
@@ -87,7 +92,8 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
 
     The bits are the same whatever the processor, its instruction set, the number of threads and the
     memory layout. Relative error: at most 2.6e-15 for float32 and float64, 9.0e-7 for float16 and
-    bfloat16. NaN in a buffer gives NaN, else an infinity gives inf; an empty buffer gives 0.0.
+    bfloat16, where the squares of float64 weights neither overflow nor underflow. NaN in a buffer
+    gives NaN, else an infinity gives inf; an empty buffer gives 0.0.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, of any shapes.

@@ -79,7 +79,9 @@ def _from_dlpack(item: Any, label: str) -> Any:
         except TypeError:  # a producer older than DLPack 1.0
             return item.__dlpack__()
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"{label}: DLPack cannot export this {type(item).__name__}: {error}") from error
+        raise TypeError(
+            f"{label}: DLPack cannot export this {type(item).__name__}: {error}"
+        ) from error
 
 
 def _is_array(value: Any) -> bool:
@@ -106,11 +108,13 @@ def _is_nested_numbers(value: Any) -> bool:
 
 def _array_of_numbers(values: Any, label: str) -> NDArray[np.float32]:
     try:
-        return np.array(values, dtype=np.float32)
+        array = np.array(values, dtype=np.float32)
     except ValueError as error:
         raise ValueError(
             f"{label}: got nested lists of unequal length; wanted a rectangular array"
         ) from error
+    array.flags.writeable = False  # nobody would see what was written into a copy
+    return array
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,139 @@
+"""fp.Plan on the CPU: what a training step pays, against what people write today.
+
+    pip install ".[bench]" && python bench/plan.py [--json FILE] [--rounds N]
+
+Everything runs in one process, interleaved; each ratio is taken within a round and the median over
+the rounds is printed. "Of the exchange" is the speed as a share of reading the weights and the
+gradients and writing the gradients, with the same threads and next to no arithmetic. Every result
+is checked against torch in float64 before it is timed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+import fused_penalties as fp
+from fused_penalties.regularizers import L1L2
+from reporting import Contenders, Report
+from weights import values
+
+L1, L2 = 1e-5, 1e-4
+
+
+class Work:
+    """Weights, the plan over them, and the same memory as torch tensors."""
+
+    def __init__(self, weights: list[np.ndarray]) -> None:
+        self.weights = weights
+        self.grads = [np.zeros_like(w) for w in weights]
+        self.plan = fp.Plan(weights, L1L2(L1, L2))
+        self.tensors = [torch.from_numpy(w) for w in weights]
+        self.parameters = [torch.nn.Parameter(t) for t in self.tensors]
+        self.torch_grads = [torch.zeros_like(t) for t in self.tensors]
+        for parameter, grad in zip(self.parameters, self.torch_grads, strict=True):
+            parameter.grad = grad
+
+    def value_and_grad(self) -> Any:
+        return self.plan.value_and_grad(self.grads)
+
+    def numpy_loop(self) -> float:
+        return sum(L1 * np.abs(w).sum() + L2 * np.square(w).sum() for w in self.weights)
+
+    def foreach_norms(self) -> Any:
+        return torch._foreach_norm(self.tensors, 1), torch._foreach_norm(self.tensors, 2)
+
+    def expression_and_backward(self) -> Any:
+        loss = sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in self.parameters)
+        loss.backward()
+        return loss
+
+    def foreach_by_hand(self) -> Any:
+        norms, squares = self.foreach_norms()
+        torch._foreach_add_(self.torch_grads, self.tensors, alpha=2 * L2)
+        torch._foreach_add_(self.torch_grads, torch._foreach_sign(self.tensors), alpha=L1)
+        return L1 * torch.stack(norms).sum() + L2 * torch.stack(squares).square().sum()
+
+    def check(self) -> None:
+        """A wrong result must not be timed: values and gradients against torch in float64."""
+        parameters = [t.double().requires_grad_() for t in self.tensors]
+        loss = sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in parameters)
+        loss.backward()
+        wanted = loss.item()
+        for g in self.grads:
+            g.fill(0)
+        for value in (self.plan.value(), self.value_and_grad()):
+            if abs(float(value) - wanted) > 1e-6 * wanted:
+                sys.exit(f"wrong result: {value!r}, torch says {wanted!r}")
+        for at, (got, parameter) in enumerate(zip(self.grads, parameters, strict=True)):
+            if not np.allclose(got, parameter.grad.numpy(), rtol=1e-6, atol=0.0):
+                sys.exit(f"wrong result: the gradient of buffer {at} is not that of torch")
+
+
+def limit(work: Work, threads: int) -> Contenders:
+    # Into gradients of their own: what it leaves there is no number that others should add to.
+    grads = [np.zeros_like(w) for w in work.weights]
+    return {"pure exchange": lambda: work.plan._core.exchange(grads, threads)}
+
+
+def many_small(report: Report) -> None:
+    rng = np.random.default_rng(0)
+    work = Work([rng.standard_normal(64, np.float32) * np.float32(0.02) for _ in range(1000)])
+    work.check()
+    report.run(
+        "1000 buffers of 64 float32, value",
+        {
+            "plan.value": work.plan.value,
+            "fp.penalty": lambda: fp.penalty(work.weights, L1L2(L1, L2)),
+            "numpy loop": work.numpy_loop,
+            "torch._foreach_norm": work.foreach_norms,
+        },
+        {"numpy loop": (30.0,), "torch._foreach_norm": (50.0,)},
+    )
+    report.run(
+        "1000 buffers of 64 float32, value and gradient",
+        {
+            "plan.value_and_grad": work.value_and_grad,
+            "torch expression and backward": work.expression_and_backward,
+            "torch._foreach by hand": work.foreach_by_hand,
+        },
+        {"torch expression and backward": (200.0,)},
+    )
+
+
+def resnet50(report: Report) -> None:
+    work = Work(list(values("resnet50", "float32", 0).values()))
+    work.check()
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            torch.set_num_threads(threads)
+            report.run(
+                f"ResNet-50, float32, {threads} thread(s), value and gradient",
+                {
+                    "plan.value_and_grad": work.value_and_grad,
+                    **limit(work, threads),
+                    "torch expression and backward": work.expression_and_backward,
+                    "torch._foreach by hand": work.foreach_by_hand,
+                },
+                {
+                    "pure exchange": (0.75,),
+                    "torch expression and backward": (5.0,),
+                    "torch._foreach by hand": (2.0,),
+                },
+            )
+
+
+def main() -> None:
+    report = Report(__doc__)
+    many_small(report)
+    resnet50(report)
+    report.absolute("plan.value() of an empty plan", fp.Plan([], L1L2(L1, L2)).value, 1e-6)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,416 @@
+"""The penalties of weights that stay where they are: bound once, evaluated at every step."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _convention, _core
+from ._evaluate import Parts, called, with_dtype
+from ._resolve import RegularizerLike, Regularizers, resolve
+from ._sums import Sums
+from ._weights import collect
+from .regularizers import parts_of
+
+
+class Plan:
+    """Many weights under any mixture of regularizers, for the calls that every step repeats.
+
+    Everything but the reading is done once, here; a call sees what the weights hold at that moment.
+    The plan keeps the weights' memory alive; when they are given other memory (``module.half()``,
+    ``parameter.data = ...``) they need a new plan.
+
+    With l1 and l2 the coefficients of a buffer's penalty l1 * sum(|w|) + l2 * sum(w**2), which has
+    **no factor 1/2** (`contrib.l2_regularizer(s)` has l2 = s / 2), rounded to the weight's dtype,
+    float32 for 16-bit weights. Buffers whose coefficients are both zero are neither read nor
+    written by anything but `sums`, the norms and `clip_grad_norm`.
+
+    The element formulas below hold bit by bit, whatever the processor, its instruction set and the
+    number of threads. rnd() rounds to float32, or to float64 for float64 weights, to nearest even;
+    no step is fused with another one; a factor such as 2 * upstream * l2 is a product of float64
+    numbers that is rounded once. What is stored in a 16-bit array is rounded once more. NaN stays
+    NaN, the quiet one without a sign.
+
+    Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
+    and are safe beside each other. What writes, into weights, grads or the plan, needs them to
+    itself. Functions among the regularizers are called as they are.
+
+    Args:
+        weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
+            them. A buffer without a penalty may be no array of floats at all (a step counter in a
+            state dict); it then counts nowhere. Lists of numbers are copied, and stay constant.
+        regularizer: as `penalty` takes it: one for all, a sequence with one for each, or a mapping
+            of regular expressions over the names.
+        threads: at most this many; None leaves it to OpenMP (``OMP_NUM_THREADS``, threadpoolctl).
+
+    Attributes:
+        names: the buffers' names if the weights were a mapping, else None.
+
+    Raises:
+        TypeError: a regularized buffer of another dtype, or something that is no regularizer.
+        ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
+            weights without names, buffers on several devices, `threads` below 1.
+        RuntimeError: buffers on a device that this build cannot read.
+    """
+
+    __slots__ = (
+        "_core", "_dtype", "_dtypes", "_functions", "_items", "_l1", "_l2", "_no_weights",
+        "_threads", "names",
+    )  # fmt: skip
+
+    def __init__(
+        self, weights: Any, regularizer: Regularizers, *, threads: int | None = None
+    ) -> None:
+        items, names = collect(weights)
+        single = len(items) == 1 and items[0] is weights
+        regularizers = resolve(regularizer, len(items), names)
+        _core.sums([], None, False, threads, False)  # refuses a bad number now, not at some step
+        self._no_weights = {
+            at
+            for at, (item, one) in enumerate(zip(items, regularizers, strict=True))
+            if not any(parts_of(one)) and not _is_weight(item)
+        }
+        nothing = np.zeros(0, np.float16)
+        bound = [
+            nothing if at in self._no_weights else _with_memory(item)
+            for at, item in enumerate(items)
+        ]
+        self.names = names
+        self._items = list(items)
+        self._threads = threads
+        self._core = _core.Plan(bound, names, single)
+        self._dtypes = self._core.dtypes
+        self._dtype = _convention.widest(self._dtypes)
+        self._use(regularizers)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self)} buffers>"
+
+    def set_regularizer(
+        self, regularizer: Regularizers | Callable[[Any], Regularizers], step: Any = None
+    ) -> None:
+        """Other strengths, or other regularizers, for the same weights.
+
+        Args:
+            regularizer: as for the plan itself. If `step` is given it is a schedule instead, a
+                callable of the step number that returns such a regularizer:
+                ``plan.set_regularizer(lambda step: regularizers.L2(1e-4 * 0.9**step), step=k)``.
+                (Without a step a callable is a regularizer: a function from an array to a scalar.)
+            step: the step number, handed to the schedule as it is.
+
+        Errors as for the plan itself, TypeError for a schedule that cannot be called; the plan then
+        stays as it was.
+        """
+        if step is not None:
+            if not callable(regularizer):
+                raise TypeError(
+                    f"regularizer: got a {type(regularizer).__name__} beside a step; wanted a "
+                    "schedule, a callable of the step that returns a regularizer"
+                )
+            regularizer = regularizer(step)
+        self._use(resolve(regularizer, len(self), self.names))
+
+    def sums(self) -> Sums:
+        """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
+        return Sums(*self._core.sums(self._threads), self.names)
+
+    def l1_norm(self) -> float:
+        """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
+        total_abs: float = self._core.sums(self._threads)[2]
+        return total_abs
+
+    def l2_norm(self) -> float:
+        """The square root of Σw² over all buffers, with a penalty or without: a float.
+
+        The squares are added in float64: those of float16 weights don't overflow, those of float64
+        weights beyond 1e154 do.
+        """
+        return math.sqrt(self._core.sums(self._threads)[3])
+
+    def value(self) -> np.floating[Any]:
+        """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
+        if self._functions:
+            terms: list[float] = self._core.values(self._threads).tolist()
+            for _, buffer, functions in self._functions:
+                terms += called(functions, buffer)
+            return _convention.scalar(_convention.total(terms), self._dtype)
+        return _convention.scalar(self._core.value(self._threads), self._dtype)
+
+    def values(self) -> NDArray[np.floating[Any]]:
+        """Each buffer's penalty, in the order given: shape (n,), of the dtype of `value`.
+
+        Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
+        is float64. Their sum may differ in its last digit from `value`, which is rounded once.
+        """
+        terms: NDArray[np.float64] = self._core.values(self._threads)
+        terms[np.isnan(terms)] = math.nan  # processors give it different signs
+        for at, buffer, functions in self._functions:
+            terms[at] = _convention.total([float(terms[at]), *called(functions, buffer)])
+        with np.errstate(all="ignore"):
+            narrow = terms.astype(np.float32)
+        if self._dtype == narrow.dtype:
+            return narrow
+        return np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
+
+    def named(self) -> dict[str, np.floating[Any]]:
+        """Each buffer's penalty by its name, to be logged apart from the loss.
+
+        NumPy scalars, float64 for float64 buffers and float32 for others, as `penalty` gives for
+        the buffer alone. ValueError for weights that were given without names.
+        """
+        if self.names is None:
+            raise ValueError(
+                "named: the weights were given without names; wanted a mapping of names to arrays "
+                "(values() has the penalties in their order)"
+            )
+        penalties = self.values().tolist()
+        dtypes = map(_convention.result_dtype, self._dtypes)
+        return {
+            name: _convention.scalar(penalty, dtype)
+            for name, penalty, dtype in zip(self.names, penalties, dtypes, strict=True)
+        }
+
+    def add_grad(self, grads: Any, upstream: Any = 1.0) -> None:
+        """grads[i] += upstream * (l1 * sign(w) + 2 * l2 * w), in place, reading each weight once.
+
+        The 2 comes from the square; with `contrib.l2_regularizer(s)`, whose l2 is s / 2, it is
+        s * w. Element by element, with a = rnd(upstream * l1) and b = rnd(2 * upstream * l2)::
+
+            u = a * sign(w)                    where b is zero; +0 where w is ±0
+            u = rnd(b * w)                     where a or w is zero
+            u = rnd(rnd(b * w) + a * sign(w))  else
+            g = rnd(g + u)
+
+        A buffer for which a and b are both zero is not read, nor its grad touched.
+
+        Args:
+            grads: a sequence with one array for each buffer, a mapping with the same names, or the
+                array itself if there is one buffer. Each has the shape of its weight, in any
+                layout, and its dtype, or float32 for 16-bit weights. A buffer without a penalty
+                needs none: None, or no entry in a mapping.
+            upstream: what the penalty is multiplied by further on, d loss / d penalty: a number or
+                an array of rank 0.
+
+        Raises, before anything is written:
+            TypeError: a grad of another dtype, or no array; a function among the regularizers,
+                whose gradient is not known; an `upstream` that is no number.
+            ValueError: a grad of another shape, read-only, missing, or overlapping its weight (the
+                memory from the first element to the last one counts); a name that no weight has; an
+                `upstream` of rank above 0.
+        """
+        factor = _number(upstream, "upstream")
+        self._refuse_functions("gradient")
+        self._core.add_grad(self._listed(grads), factor, self._threads)
+
+    def value_and_grad(self, grads: Any, upstream: Any = 1.0) -> np.floating[Any]:
+        """`value`, and `add_grad` in the same read of the weights; the value is that without
+        `upstream`. Arguments and errors as in `add_grad`.
+        """
+        factor = _number(upstream, "upstream")
+        self._refuse_functions("gradient")
+        value = self._core.value_and_grad(self._listed(grads), factor, self._threads)
+        return _convention.scalar(value, self._dtype)
+
+    def prox(self, step: Any) -> None:
+        """The proximal step of the penalty, in place: the exact zeros that a gradient never gives.
+
+        w = sign(w) * max(|w| - step * l1, 0) / (1 + 2 * step * l2), which minimises
+        (x - w)**2 / 2 + step * (l1 * |x| + l2 * x**2). To be called after each step of plain
+        gradient descent (without the penalty) with the same step size. Element by element, with
+        t = rnd(step * l1) and d = rnd(1 + 2 * step * l2)::
+
+            r = rnd(|w| - t)
+            w = +0 unless r > 0, else rnd(r / d) with the sign of w
+
+        Args:
+            step: the step size, finite and at least 0: a number or an array of rank 0.
+
+        Raises, before anything is written:
+            TypeError: a `step` that is no number; a function among the regularizers.
+            ValueError: another `step`; a weight with a penalty that is read-only or a copy.
+        """
+        size = _at_least_0(step, "step")
+        self._refuse_functions("proximal step")
+        self._core.prox(size, self._threads)
+
+    def decay(self, rate: Any) -> None:
+        """Decoupled weight decay, in place: w = w * (1 - 2 * rate * l2).
+
+        With plain gradient descent of step size `rate` this is what the gradient of the L2 penalty
+        does too. With Adam and other optimizers that rescale the gradient it is not: the penalty's
+        gradient is divided by the running size of all gradients, so weights with large gradients
+        hardly shrink, while `decay` shrinks every weight by the same share (AdamW).
+
+        In numbers, torch's SGD with ``weight_decay=s`` is `contrib.l2_regularizer(s)` (**with** the
+        factor 1/2) is `regularizers.L2(s / 2)` (**without** it), and `rate` is the learning rate.
+        Element by element, with f = rnd(1 - 2 * rate * l2): w = rnd(w * f), and nothing is written
+        where f is 1. L1 has no part in it, nor have functions among the regularizers.
+
+        Args:
+            rate: finite, at least 0, and small enough that no weight changes its sign:
+                2 * rate * l2 <= 1. A number or an array of rank 0.
+
+        Raises, before anything is written:
+            TypeError: a `rate` that is no number.
+            ValueError: another `rate`; a weight with an L2 penalty that is read-only or a copy.
+        """
+        factor = _at_least_0(rate, "rate")
+        strongest = max(self._l2, default=0.0)
+        if 2.0 * factor * strongest > 1.0:
+            at = self._l2.index(strongest)
+            raise ValueError(
+                f"rate: got {factor!r}, and {self._label(at)} has l2 = {strongest:g} (without a "
+                "factor 1/2); wanted 2 * rate * l2 of at most 1, beyond which weights change sign"
+            )
+        self._core.decay(factor, self._threads)
+
+    def clip_grad_norm(self, grads: Any, max_norm: Any) -> float:
+        """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
+
+        As torch's `clip_grad_norm_`: with c = min(1, max_norm / (norm + 1e-6)) rounded to float32,
+        or to float64 for float64 grads, g = rnd(g * c); where c is 1 nothing is written. The norm
+        is taken in float64, so float16 grads whose squares overflow float16 are clipped as well.
+
+        Args:
+            grads: as in `add_grad`, but None for any weight that has none. The strengths do not
+                matter here.
+            max_norm: at least 0; inf clips nothing. A number or an array of rank 0.
+
+        Returns the norm before clipping, a float. Raises, before anything is written, what
+        `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
+        """
+        most = _at_least_0(max_norm, "max_norm", math.inf)
+        norm: float = self._core.clip_grad_norm(self._listed(grads), most, self._threads)
+        return norm
+
+    def _use(self, regularizers: list[RegularizerLike | None]) -> None:
+        l1: list[float] = []
+        l2: list[float] = []
+        functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]] = []
+        # A schedule comes here at every step, mostly with one object for all buffers.
+        seen: dict[tuple[int, str], tuple[float, float, Parts]] = {}
+        for at, (one, dtype) in enumerate(zip(regularizers, self._dtypes, strict=True)):
+            key = id(one), dtype
+            if key not in seen:
+                parts = parts_of(one)
+                c1, c2 = parts.linear or (0.0, 0.0)
+                c1, c2 = _convention.coefficient(dtype, c1), _convention.coefficient(dtype, c2)
+                seen[key] = c1, c2, parts
+            c1, c2, parts = seen[key]
+            if at in self._no_weights and any(parts):
+                raise TypeError(
+                    f"{self._label(at)}: was no array of floats when the plan was made, and cannot "
+                    "get a penalty; wanted None for it"
+                )
+            l1.append(c1)
+            l2.append(c2)
+            if parts.others:
+                buffer, _ = with_dtype(self._items[at], self._label(at))
+                functions.append((at, buffer, parts.others))
+        self._core.set_coefficients(l1, l2)
+        self._l1, self._l2 = l1, l2
+        self._functions = functions
+
+    def _label(self, at: int) -> str:
+        return f"weights[{at if self.names is None else self.names[at]!r}]"
+
+    def _refuse_functions(self, what: str) -> None:
+        for at, _, functions in self._functions:
+            raise TypeError(
+                f"regularizer: no {what} is known of {functions[0]!r}, which {self._label(at)} "
+                "has; wanted regularizers that are sums of L1 and L2 penalties"
+            )
+
+    def _listed(self, grads: Any) -> list[Any]:
+        """One grad, or None, for each buffer; what they are is for the core to check."""
+        if isinstance(grads, Mapping):
+            listed = self._by_name(grads)
+        elif isinstance(grads, list | tuple):
+            listed = list(grads)
+        elif hasattr(grads, "shape"):
+            if len(self) != 1:
+                raise TypeError(
+                    f"grads: got one array; wanted a sequence of {len(self)}, one for each weight"
+                )
+            listed = [grads]
+        elif isinstance(grads, Iterable) and not isinstance(grads, str | bytes):
+            listed = list(grads)
+        else:
+            raise TypeError(
+                f"grads: got {'None' if grads is None else f'a {type(grads).__name__}'}; wanted "
+                "a sequence or a mapping of arrays"
+            )
+        if len(listed) != len(self):
+            raise ValueError(
+                f"grads: got {len(listed)}; wanted one for each of {len(self)} weights"
+            )
+        return listed
+
+    def _by_name(self, grads: Mapping[Any, Any]) -> list[Any]:
+        if self.names is None:
+            raise ValueError(
+                "grads: got a mapping for weights without names; wanted a sequence of arrays"
+            )
+        by_name = {str(name): grad for name, grad in grads.items()}
+        missing = [
+            name
+            for name, l1, l2 in zip(self.names, self._l1, self._l2, strict=True)
+            if (l1 or l2) and name not in by_name
+        ]
+        if missing:
+            raise ValueError(f"grads: nothing for the weights named {', '.join(missing)}")
+        if extra := by_name.keys() - set(self.names):
+            raise ValueError(f"grads: no weights are named {', '.join(sorted(extra))}")
+        return [by_name.get(name) for name in self.names]
+
+
+def _with_memory(item: Any) -> Any:
+    """The item, or an alias of a torch tensor: what gives the tensor other memory, such as
+    ``module.half()``, leaves the alias the old one, which must stay while there is a plan."""
+    return item.detach() if hasattr(item, "detach") else item
+
+
+def _is_weight(item: Any) -> bool:
+    try:
+        _convention.result_dtype(getattr(item, "dtype", None))
+    except TypeError:
+        return False
+    return True
+
+
+def _number(value: Any, name: str) -> float:
+    """`value`, a real number or an array of rank 0, as a float: NaN and infinities too.
+
+    TypeError or ValueError, beginning with the name, for anything else.
+    """
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    else:
+        kind = str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # torch's is "torch.float32"
+        real = kind.startswith(("float", "bfloat", "int", "uint"))
+    if not real:
+        raise TypeError(f"{name}: got {value!r}; wanted a number or an array of rank 0")
+    if rank := np.ndim(value):
+        raise ValueError(f"{name}: got an array of rank {rank}; wanted a number or one of rank 0")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: got a number too large for a float64") from None
+
+
+def _at_least_0(value: Any, name: str, most: float = sys.float_info.max) -> float:
+    number = _number(value, name)
+    if not 0.0 <= number <= most:
+        wanted = "a number" if most == math.inf else "a finite number"
+        raise ValueError(f"{name}: got {number!r}; wanted {wanted} of at least 0")
+    return number
