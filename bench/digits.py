@@ -198,7 +198,7 @@ def table(runs: Runs) -> Table:
         "better/\nworse",
         "\npenalty",
         f"abs(w)\n<{NEAR_ZERO:g}",
-        "\nMNIST",
+        "published\nMNIST",
     ):
         result.add_column(heading, justify="right", no_wrap=True)
     for i, strength in enumerate(STRENGTHS):

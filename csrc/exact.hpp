@@ -129,7 +129,7 @@ private:
                 if (over == 0) break;
                 last_ = i + 2;
             }
-            limbs_[i + 1] += over;
+            limbs_[i + 1] = int64_t(uint64_t(limbs_[i + 1]) + uint64_t(over));  // given limbs may be anything
             limbs_[i] &= int64_t(kDigitMask);
         }
         pending_ = 0;

@@ -480,3 +480,19 @@ def test_unknown_arguments() -> None:
         fp.sums(W, 2)  # type: ignore[misc]
     with pytest.raises(TypeError):
         fp.sums(W, nthreads=2)  # type: ignore[call-arg]
+
+
+def test_names_that_read_alike() -> None:
+    with pytest.raises(ValueError, match=r"^weights: two keys read '1'"):
+        fp.sums({1: np.ones(2), "1": np.ones(2)})
+
+
+def test_numbers_beyond_float32() -> None:
+    assert fp.sums([1e300]).abs[0] == np.inf
+    with pytest.raises(ValueError, match=r"^weights: got an integer beyond any float"):
+        fp.sums([10**400])
+
+
+def test_pairs_of_names_and_arrays_get_a_hint() -> None:
+    with pytest.raises(TypeError, match=r"^weights\[0\]: .*dict\(\)"):
+        fp.sums([("a", np.ones(2))])

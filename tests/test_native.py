@@ -81,13 +81,13 @@ def buffers() -> tuple[list[tuple[np.ndarray, int]], list[str]]:
     return [(x, number * 7 % 64) for number, x in enumerate(arrays)], expected
 
 
-def run(command: list[str], isa: str, threads: int) -> list[str]:
+def run(command: list[str], isa: str, what: int | str) -> list[str]:
     message = b"".join(
         struct.pack("<3Q", DTYPE_NUMBERS[x.dtype.name], x.size, offset) + x.tobytes()
         for x, offset in buffers()[0]
     )
     done = subprocess.run(
-        [*command, isa, str(threads)], input=message, capture_output=True, timeout=600, check=False
+        [*command, isa, str(what)], input=message, capture_output=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().splitlines()
@@ -101,7 +101,7 @@ def test_this_processor(native: list[str]) -> None:
     """Shows that the driver itself is right; the same kernels are tested from Python at length."""
     assert "scalar" in isas(native)
     for isa in isas(native):
-        assert run(native, isa, threads=2) == buffers()[1]
+        assert run(native, isa, 2) == buffers()[1]
 
 
 @pytest.mark.parametrize("isa", ["neon", "scalar"])
@@ -109,6 +109,17 @@ def test_this_processor(native: list[str]) -> None:
 def test_aarch64(aarch64: list[str], isa: str, threads: int) -> None:
     assert isa in isas(aarch64)
     assert run(aarch64, isa, threads) == buffers()[1]
+
+
+def test_changes_are_the_same_everywhere(native: list[str], request: pytest.FixtureRequest) -> None:
+    """Gradients, proximal steps and scalings; from Python they are held to an oracle at length."""
+    wanted = run(native, "scalar", "changes")
+    assert len(set(wanted)) > len(wanted) // 2
+    for isa in isas(native):
+        assert run(native, isa, "changes") == wanted, isa
+    aarch64 = request.getfixturevalue("aarch64")
+    for isa in isas(aarch64):
+        assert run(aarch64, isa, "changes") == wanted, isa
 
 
 @pytest.mark.parametrize(("built", "nm"), [("native", "nm"), ("aarch64", "aarch64-linux-gnu-nm")])

@@ -188,3 +188,8 @@ def test_limbs_of_a_wrong_dtype() -> None:
 def test_names_of_a_wrong_number() -> None:
     with pytest.raises(ValueError, match="names"):
         fp.PartialSums(np.zeros((2, 2, 70), np.int64), names=("only one",))
+
+
+def test_sum_of_shards() -> None:
+    shards = [fp.partial_sums(np.ones(1024)), fp.partial_sums(np.ones(5))]
+    assert sum(shards).sums().total_abs == 1029.0

@@ -268,7 +268,7 @@ def test_table_when_piped_is_one_line_a_tensor_and_never_cut(capsys, tmp_path):
     assert rows["total"][:3] == numbers
     notes = lines[lines.index("") + 1 :]
     assert notes[0] == "keras scale: l1·Σ|w| + l2·Σw², l1 = 0.01, l2 = 0.01"
-    assert re.fullmatch(r"400,000 bytes in \S+ s: \S+ GB/s \(\w+, \d+ threads?\)", notes[1])
+    assert re.fullmatch(r"400,000 bytes in \S+ s: \S+ GB/s \(\w+, at most \d+ threads?\)", notes[1])
     assert notes[2:] == ["not summed, and in no total: 1 I64"]
 
 
@@ -276,7 +276,7 @@ def test_table_says_the_scale_and_the_threads(capsys, tiny):
     out = run(capsys, tiny, "--scale", "contrib", "--l1", 0, "--l2", 1e-4, "--threads", 1)
     assert "contrib scale: l1·Σ|w| + l2·Σw²/2, l1 = 0, l2 = 0.0001" in out
     isa = cli.fp.build_info()["active_isa"]
-    assert f"({isa}, 1 thread)" in out
+    assert f"({isa}, at most 1 thread)" in out
     assert "not summed" not in out
 
 
@@ -559,7 +559,7 @@ def test_importing_the_package_imports_nothing_that_only_the_command_needs():
     assert result.stdout == "set()\n"
 
 
-def terminal(columns: int, *argv: object) -> list[str]:
+def terminal(columns: int, *argv: object, kind: str = "xterm-256color") -> list[str]:
     """The lines of the report on a terminal of that width, without colours."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -568,7 +568,7 @@ def terminal(columns: int, *argv: object) -> list[str]:
         stdin=its,
         stdout=its,
         stderr=its,
-        env={**os.environ, "TERM": "xterm-256color"},
+        env={**os.environ, "TERM": kind},
     )
     os.close(its)
     output = b""
@@ -577,7 +577,7 @@ def terminal(columns: int, *argv: object) -> list[str]:
             output += chunk
     os.close(ours)
     assert child.wait() == 0
-    assert b"\x1b[" in output
+    assert (b"\x1b[" in output) == (kind != "dumb")
     return re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).replace("\r\n", "\n").splitlines()
 
 
@@ -595,6 +595,7 @@ def test_narrow_terminal_puts_the_numbers_below_whole_names(tmp_path):
     save_file(arrays, tmp_path / "w.safetensors")
     lines = terminal(80, tmp_path / "w.safetensors", "--sort", "size")
     sum_abs, sum_square = exact_sums(arrays[name])
+    assert lines.pop(0).split() == ["tensor", "shape", "dtype"]
     assert lines[0].split() == NUMBERS
     assert lines[2] == f"{name}  3{X}3{X}128{X}256  float32"
     l1, l2 = (float(np.float32(0.01)) * value for value in (sum_abs, sum_square))
@@ -632,3 +633,35 @@ def test_progress_bar_comes_after_a_second_on_a_terminal_only(capsys, tmp_path, 
     assert "32.8/32.8 kB" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
     assert stderr_after(0.1, Terminal()) == ""
     assert stderr_after(0.4, io.StringIO()) == ""
+
+
+def test_dumb_terminal_is_as_wide_as_it_says(tiny):
+    lines = terminal(200, tiny, kind="dumb")
+    assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
+    assert not any("…" in line for line in lines)
+
+
+def test_closed_or_ascii_output(tiny):
+    command = [sys.executable, "-m", "fused_penalties", "report", str(tiny)]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert (closed.returncode, closed.stderr) == (2, "fused-penalties: output: it is closed\n")
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    for arguments in ([], ["--help"]):
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=ascii_only, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "\\u03a3" in done.stdout  # the sum sign
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    for number in range(300):
+        np.save(tmp_path / f"a{number:03}.npy", np.ones(2, np.float32))
+    command = f"ulimit -n 200; exec {sys.executable} -m fused_penalties report --json *.npy"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["totals"]["abs"] == 600.0

@@ -82,7 +82,10 @@ void Items::visit_item(size_t i, const Visit& visit) {
     }
     dlpack::Tensor tensor;
     if (exchange_) {
-        if (exchange_->tensor_from_object(object, &tensor) == 0) return visit_tensor(i, tensor, true, visit);
+        if (exchange_->tensor_from_object(object, &tensor) == 0) {
+            found_.push_back({i, exchange_, tensor.data});
+            return visit_tensor(i, tensor, true, visit);
+        }
         PyErr_Clear();  // the slow way may still know one, and says better what is wrong
     }
     visit_adapted(i, visit);
@@ -170,10 +173,19 @@ void Items::visit_adapted(size_t i, const Visit& visit) {
     }
     if (PyCapsule_IsValid(adapted.ptr(), "dltensor")) {
         const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(adapted.ptr(), "dltensor"));
-        return visit_tensor(i, managed->tensor, true, visit);
+        return visit_tensor(i, managed->tensor, false, visit);  // cannot say whether it may be written
     }
     // A view of the item's own memory, such as a memmap's, may be written to; a converted copy may not.
     visit_array(i, adapted, py::isinstance<py::array>(item(i)), visit);
+}
+
+void Items::check_unmoved() const {
+    for (const Found& found : found_) {
+        dlpack::Tensor tensor;
+        if (found.api->tensor_from_object(item(found.i).ptr(), &tensor) != 0) throw py::error_already_set();
+        if (tensor.data != found.data)
+            throw std::runtime_error(label(found.i) + ": its memory has moved; wanted a new plan for it");
+    }
 }
 
 void Items::check_devices() const {

@@ -41,6 +41,10 @@ public:
     Items(const char* what, const py::object& items, const py::object& names, bool single, const Visit& visit,
           bool skip_none = false);
 
+    // Throws RuntimeError if a tensor's memory is no longer where it was found. A NumPy array's cannot move while
+    // it is kept; a tensor's can, under all who share its storage.
+    void check_unmoved() const;
+
     // How errors call an item: "weights['kernel']".
     std::string label(size_t i) const;
 
@@ -58,6 +62,12 @@ private:
     bool single_;
     PyTypeObject* array_type_;
     std::vector<py::object> kept_;  // what stands in for items that could not be read as they are
+    struct Found {
+        size_t i;
+        const dlpack::ExchangeApi* api;
+        const void* data;
+    };
+    std::vector<Found> found_;  // the tensors, and where they were
     std::vector<dlpack::Device> devices_;
     PyTypeObject* exchange_type_ = nullptr;  // the last type asked for its exchange table
     const dlpack::ExchangeApi* exchange_ = nullptr;

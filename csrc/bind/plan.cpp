@@ -42,6 +42,14 @@ void check_writable(const Items& items, size_t i, const View& view) {
 
 bool overlap(const Reach& x, const Reach& y) { return std::max(x.first, y.first) < std::min(x.second, y.second); }
 
+// A coefficient that is zero leaves its term out, whatever it is multiplied by.
+double times(double coefficient, double factor) { return coefficient != 0 ? coefficient * factor : 0; }
+
+// Without the empty ones, which overlap nothing but would stand between others that do.
+void collect(std::vector<Reach>& reaches, const Reach& reach) {
+    if (reach.first < reach.second) reaches.push_back(reach);
+}
+
 // Sorts them on the way.
 bool overlapping(std::vector<Reach>& reaches) {
     std::sort(reaches.begin(), reaches.end());
@@ -92,7 +100,7 @@ public:
         }
         active_line_ = Line(active_spans_.data(), active_spans_.size());
         std::vector<Reach> reaches;
-        for (size_t i : active_) reaches.push_back(weights_[i].reach);
+        for (size_t i : active_) collect(reaches, weights_[i].reach);
         tied_ = overlapping(reaches);
     }
 
@@ -160,7 +168,7 @@ public:
             [&](const Items& given, size_t i, const View& grad) {
                 check_grad(given, i, grad);
                 spans.add(grad);
-                reaches.push_back(reach(grad));
+                collect(reaches, reach(grad));
             },
             true);
         const Line line(spans.data(), spans.size());
@@ -209,7 +217,9 @@ private:
     // A workspace for one call. One is kept for the next, so that calls that do not overlap allocate nothing.
     class Borrowed {
     public:
-        explicit Borrowed(Plan& plan) : plan_(plan), space_(plan.spare_.exchange(nullptr)) {
+        explicit Borrowed(Plan& plan) : plan_(plan) {
+            plan.items_->check_unmoved();  // here, because every call passes here before it reads or writes
+            space_.reset(plan.spare_.exchange(nullptr));
             if (!space_) space_ = std::make_unique<Workspace>();
         }
         ~Borrowed() { delete plan_.spare_.exchange(space_.release()); }
@@ -228,7 +238,7 @@ private:
     // The float64 penalty of the k-th active buffer; a coefficient that is zero leaves its term out.
     double term(size_t k, const Workspace& space) const {
         const double l1 = l1_[active_[k]], l2 = l2_[active_[k]];
-        return (l1 != 0 ? l1 * space.abs[k] : 0.0) + (l2 != 0 ? l2 * space.square[k] : 0.0);
+        return times(l1, space.abs[k]) + times(l2, space.square[k]);
     }
 
     // Sums the active buffers, with a change in the same read, and adds their penalties exactly.
@@ -275,7 +285,7 @@ private:
                 given[i] = true;
                 if (l1_[i] == 0 && l2_[i] == 0) return;
                 bound.weights.add(weights_[i].view, grad, &bound.grads);
-                bound.reaches.push_back(reach(grad));
+                collect(bound.reaches, reach(grad));
             },
             true);
         for (size_t i : active_)
@@ -299,12 +309,12 @@ private:
 
     template <class Run>
     void with_gradients(const py::object& grads, double upstream, const py::object& threads, const Run& run) {
+        Borrowed space(*this);
         Bound bound = bind(grads);
         const int at_most = safe_threads(active_line_, bound.reaches, threads);
-        Borrowed space(*this);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) space->factors.push_back({upstream * l1_[i], 2 * upstream * l2_[i]});
+        for (size_t i : active_) space->factors.push_back({times(l1_[i], upstream), times(l2_[i], 2 * upstream)});
         const Work work{bound.weights.data(), active_line_, at_most, active_kernels()};
         const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
         const py::gil_scoped_release release;
@@ -313,7 +323,8 @@ private:
 
     template <class Make>
     void change_weights(Change::Kind kind, const py::object& threads, const Make& make) {
-        for (size_t i : active_) check_writable(*items_, i, weights_[i].view);
+        for (size_t i : active_)
+            if (kind == Change::proximal || l2_[i] != 0) check_writable(*items_, i, weights_[i].view);
         Borrowed space(*this);
         const DefaultFloatEnvironment environment;
         space->factors.clear();

@@ -12,7 +12,7 @@ namespace fused_penalties {
 
 class DefaultFloatEnvironment {
 public:
-    DefaultFloatEnvironment() : saved_(get()) { set(kDefault); }
+    DefaultFloatEnvironment() : saved_(get()) { set_default(); }
     ~DefaultFloatEnvironment() { set(saved_); }
     DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
     DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
@@ -20,12 +20,12 @@ public:
 private:
 #if defined(FUSED_PENALTIES_X86)
     using Control = unsigned;
-    static constexpr Control kDefault = 0x1f80;
+    static void set_default() { set(0x1f80); }
     static Control get() { return _mm_getcsr(); }
     static void set(Control value) { _mm_setcsr(value); }
 #elif defined(FUSED_PENALTIES_ARM) && !defined(_MSC_VER)
     using Control = uint64_t;
-    static constexpr Control kDefault = 0;
+    static void set_default() { set(0); }
     static Control get() {
         Control value;
         __asm__ volatile("mrs %0, fpcr" : "=r"(value));
@@ -34,7 +34,7 @@ private:
     static void set(Control value) { __asm__ volatile("msr fpcr, %0" : : "r"(value)); }
 #else
     using Control = std::fenv_t;
-    inline static const Control kDefault = *FE_DFL_ENV;
+    static void set_default() { std::fesetenv(FE_DFL_ENV); }  // which may be no address of anything
     static Control get() {
         Control value;
         std::fegetenv(&value);

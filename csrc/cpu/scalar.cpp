@@ -37,7 +37,6 @@ template <class W, class G>
 void add_gradient(const void* weights, void* grads, uint64_t count, Factors factors) {
     using Real = canon::Compute<W>;
     const Real x = Real(factors.x), y = Real(factors.y);
-    if (x == 0 && y == 0) return;
     const auto* w = static_cast<const typename W::Element*>(weights);
     auto* g = static_cast<typename G::Element*>(grads);
     for (; count > 0; --count, ++w, ++g) canon::write(G{}, g, canon::gradient(value_at<W>(w), value_at<G>(g), x, y));
@@ -55,7 +54,6 @@ template <class Type>
 void scale(void* weights, uint64_t count, Factors factors) {
     using Real = canon::Compute<Type>;
     auto* w = static_cast<typename Type::Element*>(weights);
-    if (Real(factors.x) == 1) return;
     for (; count > 0; --count, ++w) canon::write(Type{}, w, canon::scale(value_at<Type>(w), Real(factors.x)));
 }
 

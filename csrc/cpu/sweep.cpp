@@ -91,6 +91,15 @@ public:
           target_(change.targets[i]),
           factors_(change.factors[i]) {}
 
+    // True if every element would stay as it is.
+    bool idle() const {
+        switch (change_.kind) {
+            case Change::gradient: return is(factors_.x, 0) && is(factors_.y, 0);
+            case Change::proximal: return false;
+            default: return is(factors_.x, 1);
+        }
+    }
+
     // Calls look(data, n) for each block of [first, end) before it changes.
     template <class Look>
     void each_block(uint64_t first, uint64_t end, const Look& look) const {
@@ -120,6 +129,11 @@ public:
     }
 
 private:
+    // Compares in the precision that the factor is used in.
+    bool is(double factor, int value) const {
+        return weights_.dtype == DType::float64 ? factor == value : float(factor) == float(value);
+    }
+
     void apply(const unsigned char* weights, unsigned char* target, int n) const {
         const int dtype = int(weights_.dtype);
         switch (change_.kind) {
@@ -216,7 +230,7 @@ private:
         };
         if (change_) {
             const Changer changer(*change_, work_.kernels, span, piece.buffer);
-            return changer.each_block(piece.first, piece.end, one_block);
+            if (!changer.idle()) return changer.each_block(piece.first, piece.end, one_block);
         }
         const uint64_t each = uint64_t(block_elements(span.dtype));
         const uint64_t stop = std::min(piece.end * each, span.count);
@@ -250,7 +264,7 @@ struct Changing {
 
     void piece(const Piece& piece) {
         const Changer changer(change, work.kernels, work.spans[piece.buffer], piece.buffer);
-        changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
+        if (!changer.idle()) changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
     }
     void finish() {}
 };

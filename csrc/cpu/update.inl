@@ -125,7 +125,6 @@ template <class Type>
 void scale(void* weights, uint64_t n, Factors factors) {
     using Vector = typename Type::Vector;
     auto* w = static_cast<typename Type::Element*>(weights);
-    if (typename Type::Real(factors.x) == 1) return;
     change_all<Type, Type>(w, w, n, Scale<Type>{broadcast(Vector{}, factors.x)});
 }
 

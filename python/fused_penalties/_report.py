@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.segment import Segment, Segments
 from rich.table import Table
 from rich.text import Text
@@ -109,14 +110,16 @@ def as_table(report: Report) -> str:
         narrow.add_row(*numbers)
 
     console = Console(highlight=False)
-    room = console.width if console.is_terminal else math.inf
-    console.width = 1_000_000
+    room = shutil.get_terminal_size().columns if console.is_terminal else math.inf
+    # Both sizes: a dumb terminal would be taken for one of 80 columns all the same.
+    console.size = ConsoleDimensions(1_000_000, 25)
     with console.capture() as text:
         if console.measure(wide).maximum <= room:
             console.print(wide)
         else:
             head, rule, *below = console.render_lines(narrow, pad=False)
             indent, end = Segment("    "), Segment.line()
+            console.print(Text("  ".join([*["file"] * several, "tensor", "shape", "dtype"])))
             console.print(Segments([indent, *head, end, indent, *rule, end]))
             for (labels, _), line in zip(lines, below, strict=True):
                 console.print(Text("  ").join(label for label in labels if label))
@@ -142,8 +145,11 @@ def _notes(report: Report) -> list[str]:
     notes = [
         f"{report.scale} scale: {FORMULAS[report.scale]}, l1 = {report.l1:g}, l2 = {report.l2:g}",
         f"{report.totals.bytes:,} bytes in {report.seconds:.3g} s: {report.gb_per_s:.3g} GB/s "
-        f"({report.isa}, {report.threads} thread{'s' * (report.threads != 1)})",
+        f"({report.isa}, at most {report.threads} thread{'s' * (report.threads != 1)})",
     ]
+    odd = sum(row.abs is not None and not math.isfinite(row.abs) for row in report.tensors)
+    if odd:
+        notes.append(f"with NaN or infinity: {odd} of {len(report.tensors)} tensors")
     others = Counter(row.dtype for row in report.tensors if row.abs is None)
     if others:
         kinds = ", ".join(f"{count} {dtype}" for dtype, count in others.items())

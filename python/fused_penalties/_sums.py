@@ -68,6 +68,10 @@ class PartialSums:
     def __len__(self) -> int:
         return len(self.limbs)
 
+    def __radd__(self, other: object) -> PartialSums:
+        # sum() starts at the integer 0.
+        return self if type(other) is int and other == 0 else NotImplemented
+
     def __add__(self, other: object) -> PartialSums:
         if not isinstance(other, PartialSums):
             return NotImplemented
@@ -84,16 +88,18 @@ class PartialSums:
         return Sums(*_core.sums_of_limbs(self.limbs), self.names)
 
     def __repr__(self) -> str:
-        return f"PartialSums of {len(self)} buffers"
+        return f"<PartialSums of {len(self)} buffer{'s' * (len(self) != 1)}>"
 
 
 def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> Sums:
     """Σ|w| and Σw² of every buffer, each read once.
 
     The bits are the same whatever the processor, its instruction set, the number of threads and the
-    memory layout. Relative error: at most 2.6e-15 for float32 and float64, 9.0e-7 for float16 and
-    bfloat16, where the squares of float64 weights neither overflow nor underflow. NaN in a buffer
-    gives NaN, else an infinity gives inf; an empty buffer gives 0.0.
+    alignment. Elements are taken in the order of their addresses, so an array, its transpose and
+    its reversal, which share memory, have the same bits; a copy in another order (Fortran's, say)
+    may differ within the error below. Relative error: at most 2.6e-15 for float32 and float64,
+    9.0e-7 for float16 and bfloat16, where the squares of float64 weights neither overflow nor
+    underflow. NaN in a buffer gives NaN, else an infinity gives inf; an empty buffer gives 0.0.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, of any shapes.

@@ -29,7 +29,11 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
             f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
         )
     if isinstance(weights, Mapping):
-        return list(weights.values()), tuple(str(name) for name in weights)
+        names = tuple(str(name) for name in weights)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"weights: two keys read {twice!r}; wanted different names")
+        return list(weights.values()), names
     if _is_array(weights) or _is_number(weights):
         return [weights], None
     if isinstance(weights, Iterable):
@@ -64,7 +68,9 @@ def adapt(item: Any, label: str) -> Any:
         return _array_of_numbers(item, label)
     if _has_buffer(item) and not isinstance(item, bytes):
         return np.asarray(memoryview(item))
-    raise TypeError(f"{label}: got {_describe(item)}; wanted an array")
+    pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+    hint = " (a mapping of names to arrays is made with dict())" if pair else ""
+    raise TypeError(f"{label}: got {_describe(item)}; wanted an array{hint}")
 
 
 def _from_dlpack(item: Any, label: str) -> Any:
@@ -108,7 +114,10 @@ def _is_nested_numbers(value: Any) -> bool:
 
 def _array_of_numbers(values: Any, label: str) -> NDArray[np.float32]:
     try:
-        array = np.array(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what does not fit is inf, as everywhere
+            array = np.array(values, dtype=np.float32)
+    except OverflowError as error:
+        raise ValueError(f"{label}: got an integer beyond any float; wanted numbers") from error
     except ValueError as error:
         raise ValueError(
             f"{label}: got nested lists of unequal length; wanted a rectangular array"

@@ -27,6 +27,7 @@ from .files import FileFault, Tensor, open_tensors
 # The most that one call into the kernels reads, and so the step of the progress bar. A multiple of
 # the 8 KiB block: a tensor cut there has the same sums as the whole.
 BATCH = 256 << 20
+MOST_IN_BATCH = 64  # tensors: each may hold a file descriptor while it is mapped
 
 DESCRIPTION = """\
 Print each tensor's sum of absolute values, sum of squares, and the L1 and L2
@@ -52,11 +53,17 @@ machine-readable output:
   infinity are the strings "NaN" and "Infinity"; what is not summed is null.
   CSV: one line per tensor and no totals; NaN and infinity are nan and inf; what
   is not summed is empty.
+
+exit status:
+  0, or 2 with one line on stderr for a file or an option that is at fault.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; SystemExit for --help and for bad options."""
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for an encoding without Σ
     options = _parser().parse_args(argv)
     try:
         build = fp.build_info()
@@ -78,8 +85,8 @@ def _fault(error: object) -> int:
 
 def _write(form: Callable[[Report], str], report: Report) -> int:
     """Everything is written here, at the end: no fault comes after half a report."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for an encoding without Σ
+    if sys.stdout is None:
+        return _fault("output: it is closed")
     try:
         sys.stdout.write(form(report))
         sys.stdout.flush()
@@ -93,6 +100,7 @@ def _write(form: Callable[[Report], str], report: Report) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="fused-penalties")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {fp.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     report = commands.add_parser(
         "report",
@@ -122,9 +130,14 @@ def _parser() -> argparse.ArgumentParser:
         help="names rising, numbers falling (default: as in the file)",
     )
     form = report.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=as_json)
-    form.add_argument("--csv", dest="form", action="store_const", const=as_csv)
-    add("--threads", type=_threads, metavar="N", help="at most so many (default: OMP_NUM_THREADS)")
+    form.add_argument("--json", dest="form", action="store_const", const=as_json, help="print JSON")
+    form.add_argument("--csv", dest="form", action="store_const", const=as_csv, help="print CSV")
+    add(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="at most so many (default: OMP_NUM_THREADS, or all cores)",
+    )
     report.set_defaults(form=as_table)
     return parser
 
@@ -247,7 +260,7 @@ def _sums(
 
 
 def _batches(tensors: Iterable[Tensor]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-    """Pieces of at most BATCH bytes together, of consecutive tensors, and the first one's place."""
+    """Pieces of consecutive tensors, at most BATCH bytes together, and the first one's place."""
     first, nbytes = 0, 0
     batch: list[NDArray[Any]] = []
     for place, tensor in enumerate(tensors):
@@ -256,7 +269,7 @@ def _batches(tensors: Iterable[Tensor]) -> Iterator[tuple[int, list[NDArray[Any]
         step = BATCH // flat.itemsize
         for begin in range(0, max(1, flat.size), step):
             piece = flat[begin : begin + step]
-            if nbytes and nbytes + piece.nbytes > BATCH:
+            if (nbytes + piece.nbytes > BATCH and batch) or len(batch) == MOST_IN_BATCH:
                 yield first, batch
                 first, batch, nbytes = place, [], 0
             batch.append(piece)

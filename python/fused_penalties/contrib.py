@@ -25,6 +25,14 @@ from .losses import Loss
 from .penalties import penalty_of
 from .regularizers import Regularizer, parts_of
 
+__all__ = [
+    "apply_regularization",
+    "l1_l2_regularizer",
+    "l1_regularizer",
+    "l2_regularizer",
+    "sum_regularizer",
+]
+
 _log = logging.getLogger("fused_penalties")
 _NO_PARTS = Parts(None, ())
 
@@ -40,6 +48,9 @@ class Scaled(Regularizer):
     @property
     def coefficients(self) -> tuple[float, float]:
         return self.l1, self.l2
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.l1:g}*sum(|w|) + {self.l2:g}*sum(w**2)>"
 
 
 class Sum(Regularizer):
@@ -69,6 +80,9 @@ class Sum(Regularizer):
     def coefficients(self) -> tuple[float, float] | None:
         linear, others = self.parts
         return None if others else linear or (0.0, 0.0)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: sum of {list(self.members)}>" if self.members else f"<{self.name}>"
 
     def __call__(self, x: Any) -> np.floating[Any] | None:
         """The penalty of one buffer `x`, as a NumPy scalar, or None."""

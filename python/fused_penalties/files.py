@@ -159,7 +159,8 @@ def _list_safetensors(path: str, wanted: Wanted) -> Iterator[Tensor]:
             shape = tuple(entry["shape"])
             dtype = _SUMMED.get(entry["dtype"])
             if dtype:
-                array = file[start + begin : start + end].view(dtype)
+                little = dtype if dtype.kind == "V" else dtype.newbyteorder("<")
+                array = file[start + begin : start + end].view(little)
                 load = partial(array.reshape, shape)
                 yield Tensor(name, shape, dtype.name, end - begin, load)
             else:

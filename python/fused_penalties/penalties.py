@@ -17,6 +17,9 @@ from .regularizers import L2, parts_of
 def penalty(weights: Any, regularizer: Regularizers) -> np.floating[Any]:
     """The sum of the penalties of all buffers; each is read once, whatever applies to it.
 
+    A plain number, which no autograd sees: of a torch loss that it is added to, `backward` gives
+    the gradient without the penalty's. `Plan.value_and_grad` adds that to the gradients.
+
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
             them.

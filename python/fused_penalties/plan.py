@@ -16,7 +16,7 @@ from ._evaluate import Parts, called, with_dtype
 from ._resolve import RegularizerLike, Regularizers, resolve
 from ._sums import Sums
 from ._weights import collect
-from .regularizers import parts_of
+from .regularizers import Regularizer, parts_of
 
 
 class Plan:
@@ -37,6 +37,9 @@ class Plan:
     numbers that is rounded once. What is stored in a 16-bit array is rounded once more. NaN stays
     NaN, the quiet one without a sign.
 
+    A buffer that is listed twice (tied weights) counts, and changes, twice. Writing into torch
+    tensors is not seen by autograd: do it after `backward`, as an optimizer does.
+
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
     and are safe beside each other. What writes, into weights, grads or the plan, needs them to
     itself. Functions among the regularizers are called as they are.
@@ -56,7 +59,8 @@ class Plan:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
         ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
             weights without names, buffers on several devices, `threads` below 1.
-        RuntimeError: buffers on a device that this build cannot read.
+        RuntimeError: buffers on a device that this build cannot read; by later calls, a tensor
+            whose storage has moved (``share_memory_()``, ``resize_()``).
     """
 
     __slots__ = (
@@ -78,7 +82,9 @@ class Plan:
         }
         nothing = np.zeros(0, np.float16)
         bound = [
-            nothing if at in self._no_weights else _with_memory(item)
+            nothing
+            if at in self._no_weights
+            else _with_memory(item, at if names is None else names[at])
             for at, item in enumerate(items)
         ]
         self.names = names
@@ -98,7 +104,7 @@ class Plan:
     def set_regularizer(
         self, regularizer: Regularizers | Callable[[Any], Regularizers], step: Any = None
     ) -> None:
-        """Other strengths, or other regularizers, for the same weights.
+        """Other strengths, or other regularizers, for the same weights, in place of all before.
 
         Args:
             regularizer: as for the plan itself. If `step` is given it is a schedule instead, a
@@ -111,7 +117,7 @@ class Plan:
         stays as it was.
         """
         if step is not None:
-            if not callable(regularizer):
+            if isinstance(regularizer, Regularizer) or not callable(regularizer):
                 raise TypeError(
                     f"regularizer: got a {type(regularizer).__name__} beside a step; wanted a "
                     "schedule, a callable of the step that returns a regularizer"
@@ -283,7 +289,7 @@ class Plan:
         Args:
             grads: as in `add_grad`, but None for any weight that has none. The strengths do not
                 matter here.
-            max_norm: at least 0; inf clips nothing. A number or an array of rank 0.
+            max_norm: at least 0; inf only measures a finite norm. A number or an array of rank 0.
 
         Returns the norm before clipping, a float. Raises, before anything is written, what
         `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
@@ -373,10 +379,16 @@ class Plan:
         return [by_name.get(name) for name in self.names]
 
 
-def _with_memory(item: Any) -> Any:
+def _with_memory(item: Any, name: object) -> Any:
     """The item, or an alias of a torch tensor: what gives the tensor other memory, such as
     ``module.half()``, leaves the alias the old one, which must stay while there is a plan."""
-    return item.detach() if hasattr(item, "detach") else item
+    if not hasattr(item, "detach"):
+        return item
+    if item.is_neg():
+        raise TypeError(
+            f"weights[{name!r}]: got a tensor whose sign is flipped lazily; wanted resolve_neg()"
+        )
+    return item.detach()
 
 
 def _is_weight(item: Any) -> bool:

@@ -24,6 +24,21 @@ from . import _convention
 from ._evaluate import Parts, one, one_buffer
 from ._resolve import RegularizerLike
 
+__all__ = [
+    "L1",
+    "L1L2",
+    "L2",
+    "OrthogonalRegularizer",
+    "Regularizer",
+    "deserialize",
+    "get",
+    "l1",
+    "l1_l2",
+    "l2",
+    "orthogonal_regularizer",
+    "serialize",
+]
+
 Self = TypeVar("Self", bound="Regularizer")
 
 
@@ -51,6 +66,13 @@ class Regularizer:
         """The penalty of one buffer `x`, as a NumPy scalar."""
         return 0.0 if self.coefficients is None else one(x, self.parts)
 
+    def __repr__(self) -> str:
+        try:
+            config = self.get_config()
+        except NotImplementedError:
+            return super().__repr__()
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in config.items())})"
+
     @classmethod
     def from_config(cls: type[Self], config: dict[str, Any]) -> Self:
         """The regularizer whose `get_config()` is `config`."""
@@ -58,7 +80,7 @@ class Regularizer:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make this regularizer again."""
-        raise NotImplementedError(f"{self} does not implement get_config()")
+        raise NotImplementedError(f"{type(self).__name__} does not implement get_config()")
 
 
 def parts_of(regularizer: RegularizerLike | None) -> Parts:

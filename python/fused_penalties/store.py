@@ -59,6 +59,9 @@ class VariableStore:
         self._collections: dict[str, list[tuple[str | None, Any]]] = {}
         self._scopes = [_Scope("", None, None)]
 
+    def __repr__(self) -> str:
+        return f"<VariableStore of {len(self._variables)} variables>"
+
     @property
     def variables(self) -> Mapping[str, Any]:
         """All variables by name, in the order they were made; a view that cannot be written to."""
@@ -147,7 +150,7 @@ class VariableStore:
                     f"Variable {full_name} already exists, disallowed. Did you mean to set "
                     "reuse=True or reuse=AUTO_REUSE in variable_scope?"
                 )
-            return self._shared(full_name, shape, dtype)
+            return self._shared(full_name, shape, dtype if array is None else array.dtype)
         if scope.reuse is True:
             raise ValueError(
                 f"Variable {full_name} does not exist. Did you mean to set reuse=AUTO_REUSE in "

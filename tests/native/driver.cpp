@@ -2,11 +2,13 @@
 //
 // driver                  prints the names of the instruction sets that this processor runs.
 // driver NAME THREADS     reads buffers from stdin until it ends and prints the bits of their sums.
+// driver NAME changes     reads the same and prints a hash of what each of element.hpp's changes makes of them.
 //
 // A buffer is three little-endian uint64 (dtype as in span.hpp, number of elements, bytes by which its first
 // element misses a multiple of 64) and then its elements. Printed: a line for each buffer and one for the totals,
 // the bits of the abs and of the square sum as 16 hexadecimal digits each.
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
@@ -34,6 +36,40 @@ void print(double abs, double square) {
     printf("%016" PRIx64 " %016" PRIx64 "\n", bits[0], bits[1]);
 }
 
+uint64_t hash(const Span& span) {  // FNV-1a
+    uint64_t value = 0xcbf29ce484222325u;
+    for (uint64_t i = 0; i < span.count * uint64_t(itemsize(span.dtype)); ++i)
+        value = (value ^ span.data[i]) * 0x100000001b3u;
+    return value;
+}
+
+// Changes a copy of each buffer; the gradients are the buffers themselves, read one element further on.
+void print_changes(const std::vector<Span>& spans) {
+    const Line line(spans.data(), spans.size());
+    const Work work{spans.data(), line, 1, active_kernels()};
+    const struct {
+        Change::Kind kind;
+        Factors factors;
+    } changes[] = {{Change::gradient, {0.1, 0.3}},  {Change::gradient, {-0.1, 0}}, {Change::gradient, {0, 0.3}},
+                   {Change::proximal, {0.25, 1.5}}, {Change::proximal, {0, 1}},    {Change::scale, {0.7, 0}}};
+    for (const auto& each : changes) {
+        std::vector<std::vector<unsigned char>> memory;
+        std::vector<Span> targets;
+        for (const Span& span : spans) {
+            const size_t size = size_t(itemsize(span.dtype)), bytes = size_t(span.count) * size;
+            const bool shifted = each.kind == Change::gradient && bytes > 0;
+            memory.emplace_back(span.data, span.data + bytes);
+            if (shifted) std::rotate(memory.back().begin(), memory.back().begin() + long(size), memory.back().end());
+            targets.push_back(Span{memory.back().data(), span.count, nullptr, 0, span.dtype, false});
+        }
+        const std::vector<Factors> factors(spans.size(), each.factors);
+        const bool own = each.kind != Change::gradient;
+        change(own ? Work{targets.data(), line, 1, active_kernels()} : work,
+               Change{each.kind, targets.data(), factors.data()});
+        for (const Span& target : targets) printf("%016" PRIx64 "\n", hash(target));
+    }
+}
+
 bool read_exactly(void* to, size_t bytes) { return fread(to, 1, bytes, stdin) == bytes; }
 
 }  // namespace
@@ -59,6 +95,10 @@ int main(int argc, char** argv) {
         spans.push_back(Span{data, header.count, nullptr, 0, dtype, false});
     }
 
+    if (!strcmp(argv[2], "changes")) {
+        print_changes(spans);
+        return 0;
+    }
     std::vector<double> abs(spans.size()), square(spans.size());
     ExactSums total;
     const SumsOut out{abs.data(), square.data(), nullptr, &total};
