@@ -161,6 +161,7 @@ public:
     }
 
     double clip_grad_norm(const py::object& grads, double max_norm, const py::object& threads) {
+        Borrowed space(*this);
         Spans spans;
         std::vector<Reach> reaches;
         const Items items(
@@ -173,7 +174,6 @@ public:
             true);
         const Line line(spans.data(), spans.size());
         const Work work{spans.data(), line, safe_threads(line, reaches, threads), active_kernels()};
-        Borrowed space(*this);
         const py::gil_scoped_release release;
         ExactSums total;
         sum(work, space->cut, {nullptr, nullptr, nullptr, &total});
@@ -218,7 +218,7 @@ private:
     class Borrowed {
     public:
         explicit Borrowed(Plan& plan) : plan_(plan) {
-            plan.items_->check_unmoved();  // here, because every call passes here before it reads or writes
+            plan.items_->check_unmoved();  // here, because every call passes here before it looks at memory
             space_.reset(plan.spare_.exchange(nullptr));
             if (!space_) space_ = std::make_unique<Workspace>();
         }

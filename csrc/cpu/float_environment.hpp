@@ -1,5 +1,6 @@
 // The default floating-point environment for as long as one of these lives: round to nearest, subnormals kept,
-// exceptions masked. Whatever the caller, or another library, had set comes back afterwards, flags included.
+// exceptions masked. What the caller, or another library, had set comes back afterwards. (On x86 so do the flags of
+// past exceptions, which are in the same register; on Arm they are in another and may gain some.)
 #pragma once
 
 #if defined(FUSED_PENALTIES_X86)
