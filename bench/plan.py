@@ -25,18 +25,47 @@ from weights import values
 L1, L2 = 1e-5, 1e-4
 
 
-class Work:
+def expression(tensors: list[torch.Tensor]) -> Any:
+    return sum([L1 * t.abs().sum() + L2 * t.square().sum() for t in tensors])
+
+
+class TorchPeers:
+    """What people write today, over tensors on any device and their gradients."""
+
+    def __init__(self, tensors: list[torch.Tensor], grads: list[torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.torch_grads = grads
+        self.parameters = [torch.nn.Parameter(t) for t in tensors]
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
+
+    def foreach_norms(self) -> Any:
+        return torch._foreach_norm(self.tensors, 1), torch._foreach_norm(self.tensors, 2)
+
+    def foreach_value(self) -> torch.Tensor:
+        norms, squares = self.foreach_norms()
+        return L1 * torch.stack(norms).sum() + L2 * torch.stack(squares).square().sum()
+
+    def expression_and_backward(self) -> Any:
+        loss = expression(self.parameters)
+        loss.backward()
+        return loss
+
+    def foreach_by_hand(self) -> Any:
+        torch._foreach_add_(self.torch_grads, self.tensors, alpha=2 * L2)
+        torch._foreach_add_(self.torch_grads, torch._foreach_sign(self.tensors), alpha=L1)
+        return self.foreach_value()
+
+
+class Work(TorchPeers):
     """Weights, the plan over them, and the same memory as torch tensors."""
 
     def __init__(self, weights: list[np.ndarray]) -> None:
+        tensors = [torch.from_numpy(w) for w in weights]
+        super().__init__(tensors, [torch.zeros_like(t) for t in tensors])
         self.weights = weights
         self.grads = [np.zeros_like(w) for w in weights]
         self.plan = fp.Plan(weights, L1L2(L1, L2))
-        self.tensors = [torch.from_numpy(w) for w in weights]
-        self.parameters = [torch.nn.Parameter(t) for t in self.tensors]
-        self.torch_grads = [torch.zeros_like(t) for t in self.tensors]
-        for parameter, grad in zip(self.parameters, self.torch_grads, strict=True):
-            parameter.grad = grad
 
     def value_and_grad(self) -> Any:
         return self.plan.value_and_grad(self.grads)
@@ -44,24 +73,10 @@ class Work:
     def numpy_loop(self) -> float:
         return sum(L1 * np.abs(w).sum() + L2 * np.square(w).sum() for w in self.weights)
 
-    def foreach_norms(self) -> Any:
-        return torch._foreach_norm(self.tensors, 1), torch._foreach_norm(self.tensors, 2)
-
-    def expression_and_backward(self) -> Any:
-        loss = sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in self.parameters)
-        loss.backward()
-        return loss
-
-    def foreach_by_hand(self) -> Any:
-        norms, squares = self.foreach_norms()
-        torch._foreach_add_(self.torch_grads, self.tensors, alpha=2 * L2)
-        torch._foreach_add_(self.torch_grads, torch._foreach_sign(self.tensors), alpha=L1)
-        return L1 * torch.stack(norms).sum() + L2 * torch.stack(squares).square().sum()
-
     def check(self) -> None:
         """A wrong result must not be timed: values and gradients against torch in float64."""
         parameters = [t.double().requires_grad_() for t in self.tensors]
-        loss = sum(L1 * p.abs().sum() + L2 * p.square().sum() for p in parameters)
+        loss = expression(parameters)
         loss.backward()
         wanted = loss.item()
         for g in self.grads:

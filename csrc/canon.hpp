@@ -10,6 +10,10 @@
 #include <cstring>
 #include <type_traits>
 
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
 #if FLT_EVAL_METHOD != 0
 #error "the contract needs float and double arithmetic that rounds to its own type (x87 does not)"
 #endif
@@ -48,8 +52,12 @@ FUSED_PENALTIES_HD inline float float_of_bits(uint32_t bits) {
     return value;
 }
 
-// Exact, and by integers alone: subnormal halves must survive whatever the rounding mode does to them.
+// Exact, and by integers alone: subnormal halves must survive whatever the rounding mode does to them. A GPU has
+// no such mode, and an instruction for it.
 FUSED_PENALTIES_HD inline float float_of_half(uint16_t half) {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(half));
+#else
     const uint32_t sign = uint32_t(half & 0x8000u) << 16;
     uint32_t exponent = (half >> 10) & 0x1fu;
     uint32_t mantissa = half & 0x3ffu;
@@ -64,6 +72,7 @@ FUSED_PENALTIES_HD inline float float_of_half(uint16_t half) {
         mantissa &= 0x3ffu;
     }
     return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
+#endif
 }
 
 FUSED_PENALTIES_HD inline float float_of_bfloat(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }

@@ -8,7 +8,7 @@
 // A change has two factors, computed in float64 and then rounded to R by whoever uses them:
 //   gradient  x = upstream·l1, y = 2·upstream·l2   (one that is zero leaves its term out, two the gradient)
 //   proximal  x = step·l1, y = 1 + 2·step·l2
-//   scale     x, which w is multiplied by          (1 leaves w as it is)
+//   scale     x, which w is multiplied by          (1 leaves w as it is); decay's is 1 - 2·rate·l2
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,33 @@
 #include "canon.hpp"
 
 namespace fused_penalties {
+
+// The two numbers that the change of a buffer needs.
+struct Factors {
+    double x, y;
+};
+
 namespace canon {
+
+// A coefficient that is zero leaves its term out, whatever it is multiplied by.
+FUSED_PENALTIES_HD inline double times(double coefficient, double factor) {
+    return coefficient != 0 ? multiply(coefficient, factor) : 0;
+}
+
+// The float64 penalty of a buffer.
+FUSED_PENALTIES_HD inline double term(double l1, double l2, double abs, double square) {
+    return add(times(l1, abs), times(l2, square));
+}
+
+FUSED_PENALTIES_HD inline Factors gradient_factors(double l1, double l2, double upstream) {
+    return {times(l1, upstream), times(l2, multiply(2.0, upstream))};
+}
+FUSED_PENALTIES_HD inline Factors proximal_factors(double l1, double l2, double step) {
+    return {multiply(step, l1), add(1.0, multiply(multiply(2.0, step), l2))};
+}
+FUSED_PENALTIES_HD inline Factors decay_factors(double l2, double rate) {
+    return {add(1.0, -multiply(multiply(2.0, rate), l2)), 0};
+}
 
 // The type in which an element type is computed.
 template <class Type>
@@ -66,6 +92,9 @@ static FUSED_PENALTIES_HD inline uint16_t bfloat_of_float(float value) {
 }
 
 static FUSED_PENALTIES_HD inline uint16_t half_of_float(float value) {
+#if defined(__CUDA_ARCH__)
+    return value == value ? __half_as_ushort(__float2half_rn(value)) : 0x7e00;
+#else
     const uint32_t bits = bits_of_float(value);
     const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
     const uint32_t rest = bits & 0x7fffffff;
@@ -81,6 +110,7 @@ static FUSED_PENALTIES_HD inline uint16_t half_of_float(float value) {
     // The leading one, or the carry into its place, adds one to the exponent.
     const uint32_t biased = exponent < 113 ? 0 : uint32_t(exponent - 113) << 10;
     return sign | uint16_t(biased + rounded);
+#endif
 }
 
 // How an element type is written.

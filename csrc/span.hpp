@@ -3,14 +3,16 @@
 
 #include <cstdint>
 
-#include "canon.hpp"
+#include "element.hpp"
 
 namespace fused_penalties {
 
 enum class DType : uint8_t { float16, bfloat16, float32, float64 };
 
-constexpr int itemsize(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-constexpr int block_elements(DType dtype) { return kBlockBytes / itemsize(dtype); }
+FUSED_PENALTIES_HD constexpr int itemsize(DType dtype) {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+FUSED_PENALTIES_HD constexpr int block_elements(DType dtype) { return kBlockBytes / itemsize(dtype); }
 
 constexpr int kMaxRank = 64;  // NumPy's
 
@@ -27,11 +29,6 @@ struct Span {
     int rank;
     DType dtype;
     bool swapped;  // the other byte order
-};
-
-// The two numbers that the change of a buffer needs; element.hpp says which.
-struct Factors {
-    double x, y;
 };
 
 // One instruction set's kernels, indexed by DType where they depend on one. `data` need not be aligned.

@@ -6,6 +6,12 @@
 namespace fused_penalties {
 namespace {
 
+#if defined(FUSED_PENALTIES_CUDA)
+constexpr bool kReadsCuda = true;
+#else
+constexpr bool kReadsCuda = false;
+#endif
+
 constexpr const char* kWantedDtypes = "float16, bfloat16, float32 or float64";
 
 // NumPy's type numbers; those of other packages' types start at kFirstUserType and are given at run time.
@@ -39,12 +45,23 @@ bool on_host(const dlpack::Device& device) {
     return device.type == dlpack::kCpu || device.type == dlpack::kCudaHost || device.type == dlpack::kRocmHost;
 }
 
+bool on_cuda(const dlpack::Device& device) {
+    return device.type == dlpack::kCuda || device.type == dlpack::kCudaManaged;
+}
+
+// One name for each memory that kernels can read.
+dlpack::Device plain(const dlpack::Device& device) {
+    if (on_host(device)) return {dlpack::kCpu, 0};
+    if (on_cuda(device)) return {dlpack::kCuda, device.id};
+    return device;
+}
+
 std::string name_of(const dlpack::Device& device) {
     if (on_host(device)) return "the CPU";
     const std::string id = ":" + std::to_string(device.id);
     switch (device.type) {
         case dlpack::kCuda:
-        case 13: return "cuda" + id;
+        case dlpack::kCudaManaged: return "cuda" + id;
         case 8: return "metal" + id;
         case 10: return "rocm" + id;
         case 14: return "oneapi" + id;
@@ -70,7 +87,38 @@ Items::Items(const char* what, const py::object& items, const py::object& names,
     const size_t n = items_.size();
     for (size_t i = 0; i < n; ++i)
         if (!(skip_none && item(i).is_none())) visit_item(i, visit);
-    check_devices();
+    check_readable();
+}
+
+void Items::found_on(size_t i, const dlpack::Device& device, bool empty) {
+    const dlpack::Device here = plain(device);
+    const bool first = first_ == size_t(-1);
+    if (!first && here.type == where_.type && here.id == where_.id) return;  // as most items are
+    if (empty) return;                                                       // which is anywhere
+    if (!first)
+        throw py::value_error(label(i) + ": is on " + name_of(here) + " but " + label(first_) + " is on " +
+                              name_of(where_) + "; wanted all on one device");
+    first_ = i;
+    where_ = here;
+}
+
+void Items::check_readable() const {
+    if (readable_ || first_ == size_t(-1)) return;
+    const py::object why = py::module_::import("fused_penalties.cuda").attr("refusal")(where_.type);
+    throw std::runtime_error(label(first_) + ": is on " + name_of(where_) + "; " + why.cast<std::string>());
+}
+
+void Items::check_beside(const Items& others) const {
+    if (first_ == size_t(-1) || others.first_ == size_t(-1)) return;
+    if (where_.type != others.where_.type || where_.id != others.where_.id)
+        throw py::value_error(label(first_) + ": is on " + name_of(where_) + " but " + others.label(others.first_) +
+                              " is on " + name_of(others.where_) + "; wanted both on one device");
+}
+
+bool Items::current_stream(void** stream) const {
+    if (found_.empty() || !found_[0].api->current_stream) return false;
+    if (found_[0].api->current_stream(where_.type, where_.id, stream) == 0) return true;
+    throw py::error_already_set();
 }
 
 void Items::visit_item(size_t i, const Visit& visit) {
@@ -87,25 +135,26 @@ void Items::visit_item(size_t i, const Visit& visit) {
             return visit_tensor(i, tensor, true, visit);
         }
         PyErr_Clear();  // the slow way may still know one, and says better what is wrong
+    } else if (kReadsCuda && is_cupy(object)) {
+        return visit_cupy(i, object, visit);
     }
     visit_adapted(i, visit);
+}
+
+DType Items::dtype_of(size_t i, py::handle dtype) const {
+    const int number = py::detail::array_descriptor_proxy(dtype.ptr())->type_num;
+    if (number == kSingle) return DType::float32;
+    if (number == kDouble) return DType::float64;
+    if (number == kHalf) return DType::float16;
+    if (number >= kFirstUserType && is_bfloat16(number, dtype)) return DType::bfloat16;
+    wrong_dtype(label(i), py::str(dtype).cast<std::string>());
 }
 
 void Items::visit_array(size_t i, py::handle object, bool own, const Visit& visit) {
     const auto* array = py::detail::array_proxy(object.ptr());
     const auto* dtype = py::detail::array_descriptor_proxy(array->descr);
     View view;
-    if (dtype->type_num == kSingle) {
-        view.dtype = DType::float32;
-    } else if (dtype->type_num == kDouble) {
-        view.dtype = DType::float64;
-    } else if (dtype->type_num == kHalf) {
-        view.dtype = DType::float16;
-    } else if (dtype->type_num >= kFirstUserType && is_bfloat16(dtype->type_num, array->descr)) {
-        view.dtype = DType::bfloat16;
-    } else {
-        wrong_dtype(label(i), py::str(py::handle(array->descr)).cast<std::string>());
-    }
+    view.dtype = dtype_of(i, array->descr);
     static_assert(sizeof(Py_ssize_t) == sizeof(int64_t), "64-bit only");
     view.data = reinterpret_cast<unsigned char*>(array->data);
     view.swapped = dtype->byteorder == (PY_BIG_ENDIAN ? '<' : '>');
@@ -114,15 +163,11 @@ void Items::visit_array(size_t i, py::handle object, bool own, const Visit& visi
     view.rank = array->nd;
     view.shape = reinterpret_cast<const int64_t*>(array->dimensions);
     view.strides = reinterpret_cast<const int64_t*>(array->strides);
+    found_on(i, {dlpack::kCpu, 0}, view.count() == 0);
     visit(*this, i, view);
 }
 
 void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, const Visit& visit) {
-    if (!on_host(tensor.device)) {
-        devices_.resize(i, {dlpack::kCpu, 0});
-        devices_.push_back(tensor.device);
-        return;
-    }
     const dlpack::DataType type = tensor.dtype;
     View view;
     if (type.lanes == 1 && type.code == dlpack::kFloat && type.bits == 32) {
@@ -154,18 +199,56 @@ void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, 
     view.shape = tensor.shape;
     view.strides = strides;
     if (!tensor.data && view.count() > 0) throw py::value_error(label(i) + ": has a shape but no data to read");
+    found_on(i, tensor.device, view.count() == 0);
+    if (!kReadsCuda && !on_host(tensor.device)) readable_ = false;
+    if (readable_) visit(*this, i, view);
+}
+
+// CuPy's own attributes: its DLPack and its array interface take ten times as long.
+void Items::visit_cupy(size_t i, py::handle array, const Visit& visit) {
+    const py::object data = array.attr("data"), dtype = array.attr("dtype");
+    const auto shape = array.attr("shape").cast<py::tuple>(), strides = array.attr("strides").cast<py::tuple>();
+    int64_t extents[kMaxRank], steps[kMaxRank];
+    View view;
+    view.dtype = dtype_of(i, dtype);
+    view.rank = int(shape.size());
+    view.dense = true;
+    int64_t dense_stride = itemsize(view.dtype);
+    for (int k = view.rank; k-- > 0;) {
+        extents[k] = shape[size_t(k)].cast<int64_t>();
+        steps[k] = strides[size_t(k)].cast<int64_t>();
+        view.dense = view.dense && (steps[k] == dense_stride || extents[k] == 1);
+        dense_stride *= extents[k];
+    }
+    view.data = reinterpret_cast<unsigned char*>(data.attr("ptr").cast<uintptr_t>());
+    view.swapped = false;  // CuPy has no such arrays
+    view.writable = true;
+    view.shape = extents;
+    view.strides = steps;
+    found_on(i, {dlpack::kCuda, data.attr("device_id").cast<int>()}, view.count() == 0);
     visit(*this, i, view);
 }
 
-// Whatever is neither a plain NumPy array nor of a type with an exchange table: Python turns it into one, into
-// a DLPack capsule, or into the (type, id) of the device that it is on.
+bool Items::is_cupy(py::handle object) {
+    if (!cupy_type_) {
+        const py::object cupy = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("cupy").ptr()));
+        if (!cupy) return false;
+        cupy_type_ = cupy.attr("ndarray").ptr();  // the module keeps it alive
+    }
+    return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == cupy_type_;
+}
+
+// Whatever is neither a plain NumPy or CuPy array nor of a type with an exchange table: Python turns it into one of
+// these, into a DLPack capsule, or into the (type, id) of a device that it cannot be read on.
 void Items::visit_adapted(size_t i, const Visit& visit) {
     py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
     if (PyTuple_Check(adapted.ptr())) {
         const auto device = adapted.cast<std::pair<int, int>>();
-        return visit_tensor(i, {nullptr, {device.first, device.second}, 0, {}, nullptr, nullptr, 0}, false, visit);
+        readable_ = false;
+        return found_on(i, {device.first, device.second}, false);
     }
     kept_.push_back(adapted);
+    if (is_cupy(adapted)) return visit_cupy(i, adapted, visit);
     if (PyCapsule_IsValid(adapted.ptr(), "dltensor_versioned")) {
         const auto* versioned =
             static_cast<dlpack::VersionedTensor*>(PyCapsule_GetPointer(adapted.ptr(), "dltensor_versioned"));
@@ -186,20 +269,6 @@ void Items::check_unmoved() const {
         if (tensor.data != found.data)
             throw std::runtime_error(label(found.i) + ": its memory has moved; wanted a new plan for it");
     }
-}
-
-void Items::check_devices() const {
-    if (devices_.empty()) return;
-    const auto device = [&](size_t i) { return i < devices_.size() ? devices_[i] : dlpack::Device{dlpack::kCpu, 0}; };
-    for (size_t i = 1; i < items_.size(); ++i) {
-        const dlpack::Device first = device(0), other = device(i);
-        const bool same = (on_host(first) && on_host(other)) || (first.type == other.type && first.id == other.id);
-        if (!same)
-            throw py::value_error(label(i) + ": is on " + name_of(other) + " but " + label(0) + " is on " +
-                                  name_of(first) + "; wanted all on one device");
-    }
-    throw std::runtime_error(label(0) + ": is on " + name_of(device(0)) +
-                             "; this build of fused-penalties has no CUDA and reads the CPU's memory only");
 }
 
 std::string Items::label(size_t i) const {

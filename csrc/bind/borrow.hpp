@@ -41,6 +41,15 @@ public:
     Items(const char* what, const py::object& items, const py::object& names, bool single, const Visit& visit,
           bool skip_none = false);
 
+    // The CUDA device that all of them are on, or -1 for the CPU.
+    int device() const { return where_.type == dlpack::kCpu ? -1 : where_.id; }
+
+    // The stream that the tensors' library works on at this moment on their CUDA device; false if it does not say.
+    bool current_stream(void** stream) const;
+
+    // Throws ValueError if these are on another device than those.
+    void check_beside(const Items& others) const;
+
     // Throws RuntimeError if a tensor's memory is no longer where it was found. A NumPy array's cannot move while
     // it is kept; a tensor's can, under all who share its storage.
     void check_unmoved() const;
@@ -52,8 +61,12 @@ private:
     void visit_item(size_t i, const Visit& visit);
     void visit_array(size_t i, py::handle array, bool own, const Visit& visit);
     void visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, const Visit& visit);
+    void visit_cupy(size_t i, py::handle array, const Visit& visit);
     void visit_adapted(size_t i, const Visit& visit);
-    void check_devices() const;
+    DType dtype_of(size_t i, py::handle dtype) const;
+    bool is_cupy(py::handle object);
+    void found_on(size_t i, const dlpack::Device& device, bool empty);
+    void check_readable() const;
     py::handle item(size_t i) const { return PyTuple_GET_ITEM(items_.ptr(), Py_ssize_t(i)); }
 
     const char* what_;
@@ -68,7 +81,11 @@ private:
         const void* data;
     };
     std::vector<Found> found_;  // the tensors, and where they were
-    std::vector<dlpack::Device> devices_;
+    // Where the first item is that has elements, and which item that is.
+    dlpack::Device where_{dlpack::kCpu, 0};
+    size_t first_ = size_t(-1);
+    bool readable_ = true;                   // where they are
+    PyObject* cupy_type_ = nullptr;          // CuPy's array, once CuPy has been imported
     PyTypeObject* exchange_type_ = nullptr;  // the last type asked for its exchange table
     const dlpack::ExchangeApi* exchange_ = nullptr;
 };

@@ -14,7 +14,7 @@ struct Device {
     int32_t type, id;
 };
 
-constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kRocmHost = 11;
+constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
 constexpr uint8_t kFloat = 2, kBfloat = 4;
 constexpr uint64_t kReadOnly = 1;
 
@@ -53,8 +53,8 @@ struct ExchangeApi {  // capsule "dlpack_exchange_api", on the type as __dlpack_
     void* allocate;
     void* managed_from_object;
     void* managed_to_object;
-    int (*tensor_from_object)(void* object, Tensor* out);  // may be null; -1 with a Python error set
-    void* current_stream;
+    int (*tensor_from_object)(void* object, Tensor* out);         // may be null; -1 with a Python error set
+    int (*current_stream)(int32_t type, int32_t id, void** out);  // may be null; -1 with a Python error set
 };
 
 }  // namespace fused_penalties::dlpack

@@ -26,9 +26,12 @@ struct Weights {
         : items("weights", items, names, single, [this](const Items&, size_t, const View& view) { spans.add(view); }) {}
 };
 
-py::tuple sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
+py::module_ device_module() { return py::module_::import("fused_penalties._device"); }
+
+py::object sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
     const int at_most = checked_threads(threads);
     Weights weights(items, names, single);
+    if (weights.items.device() >= 0) return device_module().attr("sums")(items, names, single, unique);
     Spans& spans = weights.spans;
     if (unique) spans.drop_repeats();
     const Line line(spans.data(), spans.size());
@@ -44,9 +47,10 @@ py::tuple sums(const py::object& items, const py::object& names, bool single, co
     return py::make_tuple(abs, square, total.abs.value(), total.square.value());
 }
 
-Limbs partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
+py::object partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
     const int at_most = checked_threads(threads);
     const Weights weights(items, names, single);
+    if (weights.items.device() >= 0) return device_module().attr("partial_sums")(items, names, single);
     const Spans& spans = weights.spans;
     const Line line(spans.data(), spans.size());
     const Work work{spans.data(), line, at_most, active_kernels()};
@@ -134,4 +138,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("default_threads", &default_threads);
 
     define_plan(m);
+#if defined(FUSED_PENALTIES_CUDA)
+    define_device_plan(m);
+#endif
 }

@@ -5,6 +5,12 @@
 
 namespace fused_penalties {
 
+class BoundWeights;
+
 void define_plan(pybind11::module_& m);
+
+// With CUDA only.
+void define_device_plan(pybind11::module_& m);
+pybind11::object make_device_plan(BoundWeights weights);
 
 }  // namespace fused_penalties

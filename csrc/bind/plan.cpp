@@ -10,106 +10,49 @@
 #include <memory>
 #include <vector>
 
-#include "borrow.hpp"
+#include "bound.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/sweep.hpp"
-#include "layout.hpp"
 #include "module.hpp"
 #include "threads.hpp"
 
 namespace fused_penalties {
 namespace {
 
-const char* name_of(DType dtype) {
-    constexpr const char* kNames[] = {"float16", "bfloat16", "float32", "float64"};
-    return kNames[int(dtype)];
-}
-
-std::string text_of(int rank, const int64_t* shape) {
-    py::tuple sizes(static_cast<size_t>(rank));
-    for (int k = 0; k < rank; ++k) sizes[size_t(k)] = shape[k];
-    return py::repr(sizes);
-}
-
-// Memory that a change may be written to once for each element.
-void check_writable(const Items& items, size_t i, const View& view) {
-    if (!view.writable)
-        throw py::value_error(items.label(i) + ": is read-only, or a copy; wanted memory that can be written");
-    if (repeats(view))
-        throw py::value_error(items.label(i) + ": repeats its elements (a broadcast view, say); wanted each one once");
-}
-
-bool overlap(const Reach& x, const Reach& y) { return std::max(x.first, y.first) < std::min(x.second, y.second); }
-
-// A coefficient that is zero leaves its term out, whatever it is multiplied by.
-double times(double coefficient, double factor) { return coefficient != 0 ? coefficient * factor : 0; }
-
-// Without the empty ones, which overlap nothing but would stand between others that do.
-void collect(std::vector<Reach>& reaches, const Reach& reach) {
-    if (reach.first < reach.second) reaches.push_back(reach);
-}
-
-// Sorts them on the way.
-bool overlapping(std::vector<Reach>& reaches) {
-    std::sort(reaches.begin(), reaches.end());
-    for (size_t k = 1; k < reaches.size(); ++k)
-        if (overlap(reaches[k - 1], reaches[k])) return true;
-    return false;
-}
-
 class Plan {
 public:
-    Plan(const py::object& items, const py::object& names, bool single) : names_(names), single_(single) {
-        items_ =
-            std::make_unique<Items>("weights", items, names, single, [this](const Items&, size_t, const View& view) {
-                Weight& weight = weights_.emplace_back(
-                    Weight{view, {view.shape, view.shape + view.rank}, {view.strides, view.strides + view.rank}, {}});
-                weight.view.shape = weight.shape.data();
-                weight.view.strides = weight.strides.data();
-                weight.reach = reach(weight.view);
-                spans_.add(weight.view);
-            });
-        line_ = Line(spans_.data(), spans_.size());
-        set_coefficients(std::vector<double>(spans_.size()), std::vector<double>(spans_.size()));
+    explicit Plan(BoundWeights weights) : weights_(std::move(weights)), line_(spans().data(), spans().size()) {
+        set_coefficients(std::vector<double>(spans().size()), std::vector<double>(spans().size()));
     }
 
     ~Plan() { delete spare_.load(); }
 
-    std::vector<std::string> dtypes() const {
-        std::vector<std::string> names;
-        for (const Span& span : spans_) names.push_back(name_of(span.dtype));
-        return names;
-    }
+    std::vector<std::string> dtypes() const { return weights_.dtypes(); }
 
     void set_coefficients(const std::vector<double>& l1, const std::vector<double>& l2) {
-        const size_t n = spans_.size();
-        if (l1.size() != n || l2.size() != n)
-            throw py::value_error("coefficients: got " + std::to_string(l1.size()) + " and " +
-                                  std::to_string(l2.size()) + "; wanted " + std::to_string(n));
-        for (size_t i = 0; i < n; ++i)
-            if (l1[i] < 0 || l2[i] < 0) throw py::value_error(items_->label(i) + ": got a negative coefficient");
+        weights_.check_coefficients(l1, l2);
         l1_ = l1;
         l2_ = l2;
         active_.clear();
         active_spans_.clear();
-        for (size_t i = 0; i < n; ++i) {
+        penalized_.assign(l1.size(), false);
+        for (size_t i = 0; i < l1.size(); ++i) {
             if (l1[i] == 0 && l2[i] == 0) continue;
+            penalized_[i] = true;
             active_.push_back(i);
-            active_spans_.push_back(spans_[i]);
+            active_spans_.push_back(spans()[i]);
         }
         active_line_ = Line(active_spans_.data(), active_spans_.size());
-        std::vector<Reach> reaches;
-        for (size_t i : active_) collect(reaches, weights_[i].reach);
-        tied_ = overlapping(reaches);
+        tied_ = weights_.tied(active_);
     }
 
     py::tuple sums(const py::object& threads) {
-        const py::ssize_t n = py::ssize_t(spans_.size());
+        const py::ssize_t n = py::ssize_t(spans().size());
         py::array_t<double> abs(n), square(n);
         ExactSums total;
         const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
-        const Work work{spans_.data(), line_, checked_threads(threads), active_kernels()};
+        const Work work{spans().data(), line_, checked_threads(threads), active_kernels()};
         Borrowed space(*this);
         {
             const py::gil_scoped_release release;
@@ -127,13 +70,13 @@ public:
 
     py::array_t<double> values(const py::object& threads) {
         const Work work = active_work(active_spans_.data(), threads);
-        py::array_t<double> values(py::ssize_t(spans_.size()));
+        py::array_t<double> values(py::ssize_t(spans().size()));
         double* out = values.mutable_data();
         Borrowed space(*this);
         const py::gil_scoped_release release;
         weighed(work, *space, nullptr);
         const DefaultFloatEnvironment environment;
-        std::fill_n(out, spans_.size(), 0.0);
+        std::fill_n(out, spans().size(), 0.0);
         for (size_t k = 0; k < active_.size(); ++k) out[active_[k]] = term(k, *space);
         return values;
     }
@@ -153,7 +96,7 @@ public:
 
     void prox(double step, const py::object& threads) {
         change_weights(Change::proximal, threads,
-                       [&](size_t i) { return Factors{step * l1_[i], 1 + 2 * step * l2_[i]}; });
+                       [&](size_t i) { return canon::proximal_factors(l1_[i], l2_[i], step); });
     }
 
     void decay(double rate, const py::object& threads) {
@@ -162,18 +105,10 @@ public:
 
     double clip_grad_norm(const py::object& grads, double max_norm, const py::object& threads) {
         Borrowed space(*this);
-        Spans spans;
-        std::vector<Reach> reaches;
-        const Items items(
-            "grads", checked_grads(grads), names_, single_,
-            [&](const Items& given, size_t i, const View& grad) {
-                check_grad(given, i, grad);
-                spans.add(grad);
-                collect(reaches, reach(grad));
-            },
-            true);
+        BoundGrads bound = weights_.bind_grads(grads);
+        const Spans& spans = bound.grads;
         const Line line(spans.data(), spans.size());
-        const Work work{spans.data(), line, safe_threads(line, reaches, threads), active_kernels()};
+        const Work work{spans.data(), line, safe_threads(line, bound.reaches, threads), active_kernels()};
         const py::gil_scoped_release release;
         ExactSums total;
         sum(work, space->cut, {nullptr, nullptr, nullptr, &total});
@@ -187,25 +122,14 @@ public:
 
     // Not a method of training: the limit that bench/plan.py compares with.
     void exchange_all(const py::object& grads, const py::object& threads) {
-        const Bound bound = bind(grads);
+        const BoundGrads bound = weights_.bind(grads, penalized_, false);
         const Work work = active_work(bound.weights.data(), threads);
         const py::gil_scoped_release release;
         exchange(work, bound.grads.data());
     }
 
 private:
-    struct Weight {
-        View view;
-        std::vector<int64_t> shape, strides;  // what the view points to
-        Reach reach;
-    };
-
-    // Gradients and weights in step with each other, of the buffers that have a penalty.
-    struct Bound {
-        std::unique_ptr<Items> items;
-        Spans weights, grads;
-        std::vector<Reach> reaches;  // of the gradients
-    };
+    const Spans& spans() const { return weights_.spans(); }
 
     // What a call needs room for.
     struct Workspace {
@@ -218,7 +142,7 @@ private:
     class Borrowed {
     public:
         explicit Borrowed(Plan& plan) : plan_(plan) {
-            plan.items_->check_unmoved();  // here, because every call passes here before it looks at memory
+            plan.weights_.items().check_unmoved();  // here, because every call passes here before it looks at memory
             space_.reset(plan.spare_.exchange(nullptr));
             if (!space_) space_ = std::make_unique<Workspace>();
         }
@@ -235,10 +159,9 @@ private:
         return {spans, active_line_, checked_threads(threads), active_kernels()};
     }
 
-    // The float64 penalty of the k-th active buffer; a coefficient that is zero leaves its term out.
+    // The float64 penalty of the k-th active buffer.
     double term(size_t k, const Workspace& space) const {
-        const double l1 = l1_[active_[k]], l2 = l2_[active_[k]];
-        return times(l1, space.abs[k]) + times(l2, space.square[k]);
+        return canon::term(l1_[active_[k]], l2_[active_[k]], space.abs[k], space.square[k]);
     }
 
     // Sums the active buffers, with a change in the same read, and adds their penalties exactly.
@@ -253,68 +176,22 @@ private:
         return total.value();
     }
 
-    py::object checked_grads(const py::object& grads) const {
-        if (py::len(grads) == spans_.size()) return grads;
-        throw py::value_error("grads: got " + std::to_string(py::len(grads)) + "; wanted one for each of " +
-                              std::to_string(spans_.size()) + " weights");
-    }
-
-    void check_grad(const Items& items, size_t i, const View& grad) const {
-        const Weight& weight = weights_[i];
-        const DType wanted = weight.view.dtype;
-        if (grad.dtype != wanted && !(itemsize(wanted) == 2 && grad.dtype == DType::float32))
-            throw py::type_error(items.label(i) + ": got dtype " + name_of(grad.dtype) + "; wanted " + name_of(wanted) +
-                                 (itemsize(wanted) == 2 ? ", the weight's, or float32" : ", the weight's"));
-        if (!std::equal(grad.shape, grad.shape + grad.rank, weight.shape.begin(), weight.shape.end()))
-            throw py::value_error(items.label(i) + ": got shape " + text_of(grad.rank, grad.shape) + "; wanted " +
-                                  text_of(weight.view.rank, weight.view.shape) + ", the weight's");
-        check_writable(items, i, grad);
-        if (overlap(reach(grad), weight.reach))
-            throw py::value_error(items.label(i) + ": overlaps the memory of " + items_->label(i));
-    }
-
-    Bound bind(const py::object& grads) const {
-        Bound bound;
-        std::vector<bool> given(spans_.size());
-        bound.weights.reserve(active_.size());
-        bound.grads.reserve(active_.size());
-        bound.items = std::make_unique<Items>(
-            "grads", checked_grads(grads), names_, single_,
-            [&](const Items& given_items, size_t i, const View& grad) {
-                check_grad(given_items, i, grad);
-                given[i] = true;
-                if (l1_[i] == 0 && l2_[i] == 0) return;
-                bound.weights.add(weights_[i].view, grad, &bound.grads);
-                collect(bound.reaches, reach(grad));
-            },
-            true);
-        for (size_t i : active_)
-            if (!given[i]) throw py::type_error(bound.items->label(i) + ": got None; wanted an array");
-        return bound;
-    }
-
     // One thread where targets share memory, or another buffer's weights would change under a reader: then the
     // buffers are taken one after the other.
     int safe_threads(const Line& line, std::vector<Reach>& reaches, const py::object& threads) const {
         const int most = threads_for(line, checked_threads(threads));
         if (most == 1) return 1;
-        if (overlapping(reaches)) return 1;
-        for (const Weight& weight : weights_) {
-            const Reach read = weight.reach;
-            const auto after = std::lower_bound(reaches.begin(), reaches.end(), Reach{read.second, read.second});
-            if (after != reaches.begin() && overlap(*(after - 1), read)) return 1;
-        }
-        return most;
+        return weights_.shared(reaches) ? 1 : most;
     }
 
     template <class Run>
     void with_gradients(const py::object& grads, double upstream, const py::object& threads, const Run& run) {
         Borrowed space(*this);
-        Bound bound = bind(grads);
+        BoundGrads bound = weights_.bind(grads, penalized_, false);
         const int at_most = safe_threads(active_line_, bound.reaches, threads);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) space->factors.push_back({times(l1_[i], upstream), times(l2_[i], 2 * upstream)});
+        for (size_t i : active_) space->factors.push_back(canon::gradient_factors(l1_[i], l2_[i], upstream));
         const Work work{bound.weights.data(), active_line_, at_most, active_kernels()};
         const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
         const py::gil_scoped_release release;
@@ -324,7 +201,7 @@ private:
     template <class Make>
     void change_weights(Change::Kind kind, const py::object& threads, const Make& make) {
         for (size_t i : active_)
-            if (kind == Change::proximal || l2_[i] != 0) check_writable(*items_, i, weights_[i].view);
+            if (kind == Change::proximal || l2_[i] != 0) weights_.check_writable(i);
         Borrowed space(*this);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
@@ -335,26 +212,32 @@ private:
         change(work, {kind, active_spans_.data(), space->factors.data()});
     }
 
-    py::object names_;
-    bool single_;
-    std::deque<Weight> weights_;
-    Spans spans_;
+    BoundWeights weights_;
     Line line_;
     std::vector<double> l1_, l2_;
-    std::vector<size_t> active_;  // the buffers that have a penalty
+    std::vector<size_t> active_;   // the buffers that have a penalty
+    std::vector<bool> penalized_;  // the same, as flags
     std::vector<Span> active_spans_;
     Line active_line_;
     bool tied_ = false;  // some of them share memory
     std::atomic<Workspace*> spare_{nullptr};
-    std::unique_ptr<Items> items_;
 };
+
+py::object make_plan(const py::object& items, const py::object& names, bool single, bool unique) {
+    BoundWeights weights(items, names, single);
+    if (unique) weights.spans().drop_repeats();
+#if defined(FUSED_PENALTIES_CUDA)
+    if (weights.items().device() >= 0) return make_device_plan(std::move(weights));
+#endif
+    return py::cast(std::make_unique<Plan>(std::move(weights)));
+}
 
 }  // namespace
 
 void define_plan(py::module_& m) {
     using py::arg;
+    m.def("make_plan", &make_plan, arg("items"), arg("names"), arg("single"), arg("unique") = false);
     py::class_<Plan>(m, "Plan")
-        .def(py::init<const py::object&, const py::object&, bool>(), arg("items"), arg("names"), arg("single"))
         .def_property_readonly("dtypes", &Plan::dtypes)
         .def("set_coefficients", &Plan::set_coefficients, arg("l1"), arg("l2"))
         .def("sums", &Plan::sums, arg("threads"))

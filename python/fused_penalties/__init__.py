@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _core, contrib, regularizers
+from . import _core, contrib, cuda, regularizers
 from ._build import build_info
 from ._sums import PartialSums, Sums, partial_sums, sums
 from .losses import add_n
@@ -22,6 +22,7 @@ __all__ = [
     "add_n",
     "build_info",
     "contrib",
+    "cuda",
     "l2_loss",
     "no_regularizer",
     "partial_sums",

@@ -21,5 +21,5 @@ def build_info() -> dict[str, Any]:
         "isas": _core.compiled_isas(),
         "active_isa": _core.active_isa(),
         "threads": _core.default_threads(),
-        "cuda": False,
+        "cuda": _core.cuda_toolkit() if hasattr(_core, "cuda_toolkit") else False,
     }

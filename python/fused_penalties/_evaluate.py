@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _convention, _core
+from . import _convention, _core, _device
 from ._resolve import RegularizerLike
-from ._weights import adapt, collect
+from ._weights import adapt, collect, is_on_gpu
+from .cuda import cupy
 
 
 class Parts(NamedTuple):
@@ -20,6 +21,17 @@ class Parts(NamedTuple):
     """(l1, l2) of l1 * sum(|w|) + l2 * sum(w**2), no factor 1/2; None: it has no such part."""
     others: tuple[RegularizerLike, ...]
     """Functions from the buffer to a scalar, or to None for no penalty."""
+
+
+class _Term(NamedTuple):
+    """One buffer that has a penalty."""
+
+    key: int
+    buffer: Any
+    label: Any
+    dtype: Any
+    linear: tuple[float, float] | None
+    others: tuple[RegularizerLike, ...]
 
 
 def terms(
@@ -37,11 +49,44 @@ def terms(
     The dtype is that of all buffers, with a penalty or without, so that no strength changes it.
     A buffer without one may be of another dtype, or no array at all, and then does not count.
     """
+    work, dtype = _with_penalty(items, parts, names, single)
+    return _terms_of(work, single), dtype
+
+
+def penalty(
+    items: Sequence[Any],
+    parts: Sequence[Parts],
+    names: Sequence[str] | None = None,
+    single: bool = False,
+) -> tuple[Any, np.dtype[Any]]:
+    """The penalty of all buffers, or None, as in `terms`, and its dtype.
+
+    A NumPy scalar; a CuPy array of rank 0 for weights on a GPU, for which nothing waits unless
+    there are functions to be called.
+    """
+    work, dtype = _with_penalty(items, parts, names, single)
+    on_gpu = any(is_on_gpu(one.buffer) for one in work)
+    if on_gpu and not any(one.others for one in work):
+        value = _device.penalty(
+            [one.buffer for one in work],
+            tuple(one.label for one in work),
+            single,
+            [one.linear or (0.0, 0.0) for one in work],
+            dtype,
+        )
+        return value, dtype
+    found = _terms_of(work, single)
+    if not found:
+        return None, dtype
+    total = _convention.scalar(_convention.total(found), dtype)
+    return (cupy().asarray(total) if on_gpu else total), dtype
+
+
+def _with_penalty(
+    items: Sequence[Any], parts: Sequence[Parts], names: Sequence[str] | None, single: bool
+) -> tuple[list[_Term], np.dtype[Any]]:
     # The core says in errors which item is at fault; with buffers left out it is told their labels.
     labels: Sequence[Any] = range(len(items)) if names is None else names
-    read: dict[int, int] = {}  # the id of a buffer -> its place in the pass
-    buffers: list[Any] = []
-    buffer_labels: list[Any] = []
     work = []
     dtypes: set[Any] = set()
     for item, (linear, others), label in zip(items, parts, labels, strict=True):
@@ -51,23 +96,35 @@ def terms(
             continue
         buffer, dtype = with_dtype(item, "weights" if single else f"weights[{label!r}]")
         dtypes.add(dtype)
-        work.append((id(item), buffer, dtype, linear, others))
-        if linear is not None and any(linear) and id(item) not in read:
-            read[id(item)] = len(buffers)
-            buffers.append(buffer)
-            buffer_labels.append(label)
-    sum_abs, sum_square, *_ = _core.sums(buffers, tuple(buffer_labels), single, None, False)
+        work.append(_Term(id(item), buffer, label, dtype, linear, others))
+    return work, _convention.widest(dtypes)
+
+
+def _terms_of(work: list[_Term], single: bool) -> list[float]:
+    read: dict[int, int] = {}  # the key of a buffer -> its place in the pass
+    buffers: list[Any] = []
+    labels: list[Any] = []
+    for one in work:
+        if one.linear is not None and any(one.linear) and one.key not in read:
+            read[one.key] = len(buffers)
+            buffers.append(one.buffer)
+            labels.append(one.label)
+    sum_abs, sum_square, *_ = _core.sums(buffers, tuple(labels), single, None, False)
+    if not isinstance(sum_abs, np.ndarray):  # of weights on a GPU
+        sum_abs, sum_square = sum_abs.get(), sum_square.get()
 
     found = []
-    for key, buffer, dtype, linear, others in work:
-        if linear is not None:
-            at = read.get(key)
+    for one in work:
+        if one.linear is not None:
+            at = read.get(one.key)
             found.append(
-                0.0 if at is None else _convention.term(dtype, sum_abs[at], sum_square[at], *linear)
+                0.0
+                if at is None
+                else _convention.term(one.dtype, sum_abs[at], sum_square[at], *one.linear)
             )
-        if others:
-            found.extend(called(others, buffer))
-    return found, _convention.widest(dtypes)
+        if one.others:
+            found.extend(called(one.others, one.buffer))
+    return found
 
 
 def one_buffer(x: Any) -> tuple[Any, np.dtype[Any]]:
@@ -81,11 +138,11 @@ def one_buffer(x: Any) -> tuple[Any, np.dtype[Any]]:
     return buffer, _convention.result_dtype(dtype)
 
 
-def one(x: Any, parts: Parts) -> np.floating[Any] | None:
-    """The penalty of the one buffer `x`; None if there is none, which is not the same as 0.0."""
-    buffer, dtype = one_buffer(x)
-    found, _ = terms([buffer], [parts], single=True)
-    return _convention.scalar(_convention.total(found), dtype) if found else None
+def one_penalty(x: Any, parts: Parts) -> Any:
+    """The penalty of the one buffer `x`; None if there is none."""
+    buffer, _ = one_buffer(x)
+    value, _ = penalty([buffer], [parts], single=True)
+    return value
 
 
 def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import cuda
+
 _DLPACK_CPU = (1, 3, 11)  # host memory: plain, pinned for CUDA, pinned for ROCm
+_DLPACK_CUDA = (2, 13)  # device memory, managed memory
 _ARRAY_ATTRIBUTES = (
     "__dlpack__",
     "__array__",
@@ -49,8 +52,8 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
 def adapt(item: Any, label: str) -> Any:
     """What stands in for an item that is neither a NumPy array nor has a DLPack exchange table.
 
-    A NumPy array of the same elements, a DLPack capsule, or the (type, id) of another device.
-    The extension calls this; ``label`` says in errors which item it is.
+    A NumPy or CuPy array of the same elements, a DLPack capsule, or the (type, id) of a device
+    that cannot be read. The extension calls this; ``label`` says in errors which item it is.
     """
     if isinstance(item, np.ma.MaskedArray):
         raise TypeError(f"{label}: got a masked array; wanted one without a mask (see filled())")
@@ -61,7 +64,8 @@ def adapt(item: Any, label: str) -> Any:
     if hasattr(item, "__dlpack_device__"):
         return _from_dlpack(item, label)
     if hasattr(item, "__cuda_array_interface__"):
-        return (2, 0)
+        # CuPy keeps the rules of the interface's stream.
+        return cuda.cupy().asarray(item) if cuda.is_available() else (2, 0)
     if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
         return np.asarray(item)
     if _is_nested_numbers(item):
@@ -76,18 +80,36 @@ def adapt(item: Any, label: str) -> Any:
 def _from_dlpack(item: Any, label: str) -> Any:
     try:
         kind, number = (int(part) for part in item.__dlpack_device__())
-        if kind not in _DLPACK_CPU:
+        if kind not in _DLPACK_CPU and not (kind in _DLPACK_CUDA and cuda.is_available()):
             return (kind, number)
         if getattr(item, "requires_grad", False):
             item = item.detach()  # DLPack refuses what records its history; only values are read
+        stream = {"stream": _stream(number)} if kind in _DLPACK_CUDA else {}
         try:
-            return item.__dlpack__(max_version=(1, 3))
+            return item.__dlpack__(max_version=(1, 3), **stream)
         except TypeError:  # a producer older than DLPack 1.0
-            return item.__dlpack__()
+            return item.__dlpack__(**stream)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{label}: DLPack cannot export this {type(item).__name__}: {error}"
         ) from error
+
+
+def _stream(device: int) -> int:
+    """CuPy's current stream as DLPack names it, which calls the default one 1."""
+    return int(cuda.cupy().cuda.get_current_stream(device).ptr) or 1
+
+
+def is_on_gpu(item: Any) -> bool:
+    """True for an array that lies on a CUDA device."""
+    if isinstance(item, np.ndarray):
+        return False
+    if not hasattr(item, "__dlpack_device__"):
+        return hasattr(item, "__cuda_array_interface__")
+    try:
+        return item.__dlpack_device__()[0] in _DLPACK_CUDA
+    except (BufferError, RuntimeError, TypeError, ValueError):  # it is nowhere that DLPack knows
+        return False
 
 
 def _is_array(value: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ._evaluate import Parts, one
+from ._evaluate import Parts, one_penalty
 from ._resolve import RegularizerLike, Regularizers, check, resolve
 from ._weights import collect
 from .losses import Loss
@@ -87,7 +87,7 @@ class Sum(Regularizer):
     def __call__(self, x: Any) -> np.floating[Any] | None:
         """The penalty of one buffer `x`, as a NumPy scalar, or None."""
         parts = self.parts
-        return None if parts == _NO_PARTS else one(x, parts)
+        return None if parts == _NO_PARTS else one_penalty(x, parts)
 
 
 def l1_regularizer(scale: float, scope: str | None = None) -> Regularizer:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _convention
-from ._evaluate import terms
+from ._evaluate import penalty as evaluate
 from ._resolve import RegularizerLike, Regularizers, resolve
 from ._weights import collect
 from .regularizers import L2, parts_of
@@ -54,8 +54,8 @@ def penalty_of(
     """`penalty` of buffers whose regularizers are known."""
     distinct = {id(one): one for one in regularizers}
     parts = {key: parts_of(one) for key, one in distinct.items()}
-    found, dtype = terms(items, [parts[id(one)] for one in regularizers], names, single)
-    return _convention.scalar(_convention.total(found), dtype)
+    value, dtype = evaluate(items, [parts[id(one)] for one in regularizers], names, single)
+    return _convention.scalar(0.0, dtype) if value is None else value
 
 
 def l2_loss(w: Any) -> np.floating[Any]:

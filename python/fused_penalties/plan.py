@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _convention, _core
+from ._device import DevicePlan
 from ._evaluate import Parts, called, with_dtype
 from ._resolve import RegularizerLike, Regularizers, resolve
 from ._sums import Sums
 from ._weights import collect
+from .cuda import cupy
 from .regularizers import Regularizer, parts_of
 
 
@@ -65,7 +67,7 @@ class Plan:
 
     __slots__ = (
         "_core", "_dtype", "_dtypes", "_functions", "_items", "_l1", "_l2", "_no_weights",
-        "_threads", "names",
+        "_on_gpu", "_threads", "names",
     )  # fmt: skip
 
     def __init__(
@@ -90,7 +92,9 @@ class Plan:
         self.names = names
         self._items = list(items)
         self._threads = threads
-        self._core = _core.Plan(bound, names, single)
+        core = _core.make_plan(bound, names, single)
+        self._core: Any = core if isinstance(core, _core.Plan) else DevicePlan(core)
+        self._on_gpu = core is not self._core
         self._dtypes = self._core.dtypes
         self._dtype = _convention.widest(self._dtypes)
         self._use(regularizers)
@@ -127,47 +131,54 @@ class Plan:
 
     def sums(self) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
-        return Sums(*self._core.sums(self._threads), self.names)
+        found: tuple[Any, Any, Any, Any] = self._core.sums(self._threads)
+        return Sums(*found, self.names)
 
-    def l1_norm(self) -> float:
+    def l1_norm(self) -> Any:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
-        total_abs: float = self._core.sums(self._threads)[2]
-        return total_abs
+        return self._core.sums(self._threads)[2]
 
-    def l2_norm(self) -> float:
+    def l2_norm(self) -> Any:
         """The square root of Σw² over all buffers, with a penalty or without: a float.
 
         The squares are added in float64: those of float16 weights don't overflow, those of float64
         weights beyond 1e154 do.
         """
-        return math.sqrt(self._core.sums(self._threads)[3])
+        total_square = self._core.sums(self._threads)[3]
+        return np.sqrt(total_square) if self._on_gpu else math.sqrt(total_square)
 
-    def value(self) -> np.floating[Any]:
+    def value(self) -> Any:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
         if self._functions:
-            terms: list[float] = self._core.values(self._threads).tolist()
+            terms = self._terms().tolist()
             for _, buffer, functions in self._functions:
                 terms += called(functions, buffer)
-            return _convention.scalar(_convention.total(terms), self._dtype)
-        return _convention.scalar(self._core.value(self._threads), self._dtype)
+            value = _convention.scalar(_convention.total(terms), self._dtype)
+            return cupy().asarray(value) if self._on_gpu else value
+        value = self._core.value(self._threads)
+        return value if self._on_gpu else _convention.scalar(value, self._dtype)
 
-    def values(self) -> NDArray[np.floating[Any]]:
+    def values(self) -> Any:
         """Each buffer's penalty, in the order given: shape (n,), of the dtype of `value`.
 
         Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
         is float64. Their sum may differ in its last digit from `value`, which is rounded once.
         """
-        terms: NDArray[np.float64] = self._core.values(self._threads)
+        if self._on_gpu and not self._functions:
+            return self._core.values()
+        terms = self._terms()
         terms[np.isnan(terms)] = math.nan  # processors give it different signs
         for at, buffer, functions in self._functions:
             terms[at] = _convention.total([float(terms[at]), *called(functions, buffer)])
         with np.errstate(all="ignore"):
             narrow = terms.astype(np.float32)
         if self._dtype == narrow.dtype:
-            return narrow
-        return np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
+            values = narrow
+        else:
+            values = np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
+        return cupy().asarray(values) if self._on_gpu else values
 
-    def named(self) -> dict[str, np.floating[Any]]:
+    def named(self) -> dict[str, Any]:
         """Each buffer's penalty by its name, to be logged apart from the loss.
 
         NumPy scalars, float64 for float64 buffers and float32 for others, as `penalty` gives for
@@ -178,11 +189,10 @@ class Plan:
                 "named: the weights were given without names; wanted a mapping of names to arrays "
                 "(values() has the penalties in their order)"
             )
-        penalties = self.values().tolist()
         dtypes = map(_convention.result_dtype, self._dtypes)
         return {
-            name: _convention.scalar(penalty, dtype)
-            for name, penalty, dtype in zip(self.names, penalties, dtypes, strict=True)
+            name: penalty.astype(dtype, copy=False)
+            for name, penalty, dtype in zip(self.names, self.values(), dtypes, strict=True)
         }
 
     def add_grad(self, grads: Any, upstream: Any = 1.0) -> None:
@@ -217,14 +227,14 @@ class Plan:
         self._refuse_functions("gradient")
         self._core.add_grad(self._listed(grads), factor, self._threads)
 
-    def value_and_grad(self, grads: Any, upstream: Any = 1.0) -> np.floating[Any]:
+    def value_and_grad(self, grads: Any, upstream: Any = 1.0) -> Any:
         """`value`, and `add_grad` in the same read of the weights; the value is that without
         `upstream`. Arguments and errors as in `add_grad`.
         """
         factor = _number(upstream, "upstream")
         self._refuse_functions("gradient")
         value = self._core.value_and_grad(self._listed(grads), factor, self._threads)
-        return _convention.scalar(value, self._dtype)
+        return value if self._on_gpu else _convention.scalar(value, self._dtype)
 
     def prox(self, step: Any) -> None:
         """The proximal step of the penalty, in place: the exact zeros that a gradient never gives.
@@ -279,7 +289,7 @@ class Plan:
             )
         self._core.decay(factor, self._threads)
 
-    def clip_grad_norm(self, grads: Any, max_norm: Any) -> float:
+    def clip_grad_norm(self, grads: Any, max_norm: Any) -> Any:
         """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
 
         As torch's `clip_grad_norm_`: with c = min(1, max_norm / (norm + 1e-6)) rounded to float32,
@@ -295,8 +305,7 @@ class Plan:
         `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
         """
         most = _at_least_0(max_norm, "max_norm", math.inf)
-        norm: float = self._core.clip_grad_norm(self._listed(grads), most, self._threads)
-        return norm
+        return self._core.clip_grad_norm(self._listed(grads), most, self._threads)
 
     def _use(self, regularizers: list[RegularizerLike | None]) -> None:
         l1: list[float] = []
@@ -325,6 +334,18 @@ class Plan:
         self._core.set_coefficients(l1, l2)
         self._l1, self._l2 = l1, l2
         self._functions = functions
+
+    def _terms(self) -> NDArray[np.float64]:
+        """Each buffer's linear penalty before it is rounded, on the host."""
+        if not self._on_gpu:
+            terms: NDArray[np.float64] = self._core.values(self._threads)
+            return terms
+        sum_abs, sum_square, *_ = self._core.sums()
+        sums = zip(sum_abs.get(), sum_square.get(), strict=True)
+        strengths = zip(self._dtypes, sums, self._l1, self._l2, strict=True)
+        return np.array(
+            [_convention.term(dtype, *pair, l1, l2) for dtype, pair, l1, l2 in strengths]
+        )
 
     def _label(self, at: int) -> str:
         return f"weights[{at if self.names is None else self.names[at]!r}]"

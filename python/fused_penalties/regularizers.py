@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from . import _convention
-from ._evaluate import Parts, one, one_buffer
+from ._evaluate import Parts, one_buffer, one_penalty
 from ._resolve import RegularizerLike
 
 __all__ = [
@@ -64,7 +64,7 @@ class Regularizer:
 
     def __call__(self, x: Any) -> Any:
         """The penalty of one buffer `x`, as a NumPy scalar."""
-        return 0.0 if self.coefficients is None else one(x, self.parts)
+        return 0.0 if self.coefficients is None else one_penalty(x, self.parts)
 
     def __repr__(self) -> str:
         try:

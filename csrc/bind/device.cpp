@@ -1,0 +1,280 @@
+// A plan whose weights are on a GPU. Memory there is the caller's to allocate, who knows its library's pool: what
+// comes from Python are addresses and streams.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <mutex>
+
+#include "bound.hpp"
+#include "cuda/launch.hpp"
+#include "module.hpp"
+
+namespace fused_penalties {
+namespace {
+
+using cuda::HostTable;
+using cuda::Queue;
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// The parts of a workspace, one after the other.
+cuda::Workspace workspace_at(Address address, const HostTable& table) {
+    auto* limbs = at<int64_t>(address);
+    auto* singles = reinterpret_cast<BlockSums*>(limbs + (1 + table.slots()) * cuda::kRow);
+    return {limbs, singles, reinterpret_cast<uint32_t*>(singles + table.buffers())};
+}
+
+size_t workspace_bytes(const HostTable& table) {
+    return size_t(1 + table.slots()) * cuda::kRow * sizeof(int64_t) + table.buffers() * sizeof(BlockSums) +
+           sizeof(uint32_t);
+}
+
+// A table and its workspaces in device memory. What a graph has captured may run at any time, beside other calls, and
+// so has a workspace of its own.
+struct Uploaded {
+    Address table = 0, workspaces[2] = {0, 0};
+
+    void upload(const Queue& queue, const HostTable& host) const {
+        if (!host.bytes().empty()) cuda::upload(queue, at<void>(table), host.bytes().data(), host.bytes().size());
+        for (Address workspace : workspaces)
+            if (workspace) cuda::clear(queue, at<void>(workspace), workspace_bytes(host));
+    }
+};
+
+class DevicePlan {
+public:
+    explicit DevicePlan(BoundWeights weights)
+        : weights_(std::move(weights)),
+          table_(weights_.spans().data(), nullptr, weights_.size(), weights_.tied(every(weights_.size()))),
+          penalized_(weights_.size()) {}
+
+    int device() const { return weights_.items().device(); }
+    std::vector<std::string> dtypes() const { return weights_.dtypes(); }
+    const HostTable& table() const { return table_; }
+
+    // The stream that the weights' library works on now, or None if it does not say.
+    py::object stream() const {
+        void* stream = nullptr;
+        if (!weights_.items().current_stream(&stream)) return py::none();
+        return py::int_(reinterpret_cast<Address>(stream));
+    }
+
+    bool capturing(Address stream) const { return cuda::capturing(queue(stream)); }
+
+    void attach(Address stream, Address table, Address coefficients, Address workspace, Address captured) {
+        uploaded_ = {table, {workspace, captured}};
+        coefficients_ = {at<double>(coefficients), at<double>(coefficients) + weights_.size()};
+        in_turn(stream, [&](const Queue& queue, bool) { uploaded_.upload(queue, table_); });
+    }
+
+    // Another table, of gradients, with workspaces of its own or none.
+    void upload(Address stream, const HostTable& table, Address to, Address workspace, Address captured) {
+        in_turn(stream, [&](const Queue& queue, bool) { Uploaded{to, {workspace, captured}}.upload(queue, table); });
+    }
+
+    void set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
+        weights_.check_coefficients(l1, l2);
+        std::vector<double> both(l1);
+        both.insert(both.end(), l2.begin(), l2.end());
+        in_turn(stream, [&](const Queue& queue, bool) {
+            if (both.empty()) return;
+            cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
+        });
+        for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
+    }
+
+    void sums(Address stream, Address abs, Address square, Address totals) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            sum(queue, captured, {});
+            auto results = finish(captured);
+            results.abs = at<double>(abs);
+            results.square = at<double>(square);
+            results.totals = at<double>(totals);
+            cuda::launch(queue, results);
+        });
+    }
+
+    void limbs(Address stream, Address limbs) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            sum(queue, captured, {});
+            auto results = finish(captured);
+            results.limbs = at<int64_t>(limbs);
+            cuda::launch(queue, results);
+        });
+    }
+
+    // The penalty, of all buffers and of each; 0 for what is not wanted.
+    void value(Address stream, Address value, Address values, bool wide) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            sum(queue, captured, coefficients_);
+            finish_penalty(queue, captured, value, values, wide);
+        });
+    }
+
+    HostTable gradient_table(const py::object& grads) const {
+        BoundGrads bound = weights_.bind(grads, penalized_, true);
+        std::vector<Span> weights(weights_.spans().begin(), weights_.spans().end()), targets;
+        for (const Span& span : weights) targets.push_back({nullptr, 0, nullptr, 0, span.dtype, false});
+        for (size_t k = 0; k < bound.buffers.size(); ++k) {
+            weights[bound.buffers[k]] = bound.weights[k];
+            targets[bound.buffers[k]] = bound.grads[k];
+        }
+        return HostTable(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches));
+    }
+
+    void add_grad(Address stream, const HostTable& table, Address uploaded, double upstream) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            differentiate(queue, captured, table, uploaded, upstream, false);
+        });
+    }
+
+    void value_and_grad(Address stream, const HostTable& table, Address uploaded, double upstream, Address value,
+                        bool wide) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            differentiate(queue, captured, table, uploaded, upstream, true);
+            finish_penalty(queue, captured, value, 0, wide);
+        });
+    }
+
+    void prox(Address stream, double step) { update(stream, cuda::UpdateArguments::proximal, step); }
+    void decay(Address stream, double rate) { update(stream, cuda::UpdateArguments::decay, rate); }
+
+    HostTable norm_table(const py::object& grads) const {
+        BoundGrads bound = weights_.bind_grads(grads);
+        return HostTable(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches));
+    }
+
+    // `norm` is two float64: the norm of the table's buffers, and the factor that they are scaled by.
+    void clip(Address stream, const HostTable& table, Address uploaded, Address workspace, Address captured_workspace,
+              double max_norm, Address norm) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            const cuda::Workspace space = workspace_at(captured ? captured_workspace : workspace, table);
+            const cuda::Table there = table.at(at<void>(uploaded));
+            cuda::launch(queue, table, cuda::SumArguments{there, {}, space, {}});
+            cuda::FinishArguments results{};
+            results.table = there;
+            results.workspace = space;
+            results.norm = at<double>(norm);
+            results.max_norm = max_norm;
+            cuda::launch(queue, results);
+            cuda::launch(queue, table,
+                         cuda::UpdateArguments{cuda::UpdateArguments::scale, there, {}, {}, 0, results.norm + 1});
+        });
+    }
+
+private:
+    static std::vector<size_t> every(size_t n) {
+        std::vector<size_t> all(n);
+        for (size_t i = 0; i < n; ++i) all[i] = i;
+        return all;
+    }
+
+    Queue queue(Address stream) const { return {device(), at<void>(stream)}; }
+
+    // Calls run(queue, captured) after whatever this plan did before, on any stream: its calls share workspaces. A
+    // graph that is captured cannot wait for what is outside of it.
+    template <class Run>
+    void in_turn(Address stream, const Run& run) {
+        weights_.items().check_unmoved();
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const Queue on = queue(stream);
+        const bool captured = cuda::capturing(on);
+        if (!captured) turns_.wait(on);
+        run(on, captured);
+        if (!captured) turns_.done(on);
+    }
+
+    cuda::Workspace workspace(bool captured) const { return workspace_at(uploaded_.workspaces[captured], table_); }
+    cuda::Table uploaded_table() const { return table_.at(at<void>(uploaded_.table)); }
+
+    void sum(const Queue& queue, bool captured, const cuda::Coefficients& coefficients) {
+        cuda::launch(queue, table_, cuda::SumArguments{uploaded_table(), {}, workspace(captured), coefficients});
+    }
+
+    void differentiate(const Queue& queue, bool captured, const HostTable& table, Address uploaded, double upstream,
+                       bool sum) {
+        cuda::launch(queue, table,
+                     cuda::GradientArguments{
+                         table.at(at<void>(uploaded)), {}, workspace(captured), coefficients_, upstream, sum});
+    }
+
+    cuda::FinishArguments finish(bool captured) const {
+        cuda::FinishArguments results{};
+        results.table = uploaded_table();
+        results.workspace = workspace(captured);
+        results.coefficients = coefficients_;
+        return results;
+    }
+
+    void finish_penalty(const Queue& queue, bool captured, Address value, Address values, bool wide) {
+        auto results = finish(captured);
+        results.value = at<void>(value);
+        results.values = at<void>(values);
+        results.wide = wide;
+        cuda::launch(queue, results);
+    }
+
+    void update(Address stream, cuda::UpdateArguments::Kind kind, double number) {
+        for (size_t i = 0; i < penalized_.size(); ++i)
+            if (penalized_[i]) weights_.check_writable(i);
+        in_turn(stream, [&](const Queue& queue, bool) {
+            cuda::launch(queue, table_,
+                         cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
+        });
+    }
+
+    BoundWeights weights_;
+    HostTable table_;
+    std::vector<bool> penalized_;
+    Uploaded uploaded_;
+    cuda::Coefficients coefficients_{};
+    cuda::Turns turns_;
+    std::mutex mutex_;
+};
+
+}  // namespace
+
+py::object make_device_plan(BoundWeights weights) { return py::cast(std::make_unique<DevicePlan>(std::move(weights))); }
+
+void define_device_plan(py::module_& m) {
+    using py::arg;
+    m.def("cuda_toolkit", &cuda::toolkit);
+    m.def("cuda_unavailable", &cuda::unavailable);
+
+    py::class_<HostTable>(m, "Table")
+        .def_property_readonly("bytes",
+                               [](const HostTable& table) {
+                                   return py::bytes(reinterpret_cast<const char*>(table.bytes().data()),
+                                                    table.bytes().size());
+                               })
+        .def_property_readonly("workspace_bytes", &workspace_bytes);
+
+    py::class_<DevicePlan>(m, "DevicePlan")
+        .def_property_readonly("device", &DevicePlan::device)
+        .def_property_readonly("dtypes", &DevicePlan::dtypes)
+        .def_property_readonly("table", &DevicePlan::table, py::return_value_policy::reference_internal)
+        .def("stream", &DevicePlan::stream)
+        .def("capturing", &DevicePlan::capturing, arg("stream"))
+        .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
+             arg("captured"))
+        .def("upload", &DevicePlan::upload, arg("stream"), arg("table"), arg("to"), arg("workspace"), arg("captured"))
+        .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
+        .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
+        .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
+        .def("value", &DevicePlan::value, arg("stream"), arg("value"), arg("values"), arg("wide"))
+        .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
+        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("table"), arg("uploaded"), arg("upstream"))
+        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("table"), arg("uploaded"),
+             arg("upstream"), arg("value"), arg("wide"))
+        .def("prox", &DevicePlan::prox, arg("stream"), arg("step"))
+        .def("decay", &DevicePlan::decay, arg("stream"), arg("rate"))
+        .def("norm_table", &DevicePlan::norm_table, arg("grads"))
+        .def("clip", &DevicePlan::clip, arg("stream"), arg("table"), arg("uploaded"), arg("workspace"), arg("captured"),
+             arg("max_norm"), arg("norm"));
+}
+
+}  // namespace fused_penalties

@@ -1,0 +1,72 @@
+// What kernels are given.
+#pragma once
+
+#include "../exact.hpp"
+#include "table.hpp"
+
+namespace fused_penalties {
+namespace cuda {
+
+// Both sums' limbs, side by side.
+constexpr int kRow = 2 * kLimbs;
+
+// What calls share: zero before the first one, and left zero, but for `singles`, by `finish`.
+struct Workspace {
+    int64_t* limbs;      // (1 + slots) x kRow: the totals, then the accumulators of the buffers that have one
+    BlockSums* singles;  // n: the sums of the buffers that have one block
+    uint32_t* finished;  // how many warps are done
+};
+
+// Part of the line of all blocks. Warps take chunks of it in turn, so that at any time all of them read in one
+// neighbourhood.
+struct Range {
+    uint64_t first, end, blocks_per_chunk;
+};
+
+// Each buffer's l1 and l2. A buffer for which both are zero is not read.
+struct Coefficients {
+    const double *l1, *l2;
+};
+
+struct SumArguments {
+    Table table;
+    Range range;
+    Workspace workspace;
+    Coefficients coefficients;  // or null: every buffer is read
+};
+
+struct GradientArguments {
+    Table table;
+    Range range;
+    Workspace workspace;
+    Coefficients coefficients;
+    double upstream;
+    bool sum;  // in the same read
+};
+
+struct UpdateArguments {
+    enum Kind { proximal, decay, scale } kind;
+    Table table;
+    Range range;
+    Coefficients coefficients;  // not for scale
+    double number;              // the step, or the rate
+    const double* factor;       // in device memory, for scale: 1 or more changes nothing
+};
+
+// Where results go. Null: they are not wanted. What is about all buffers is either their penalty, or their sums.
+struct FinishArguments {
+    Table table;
+    Workspace workspace;
+    Coefficients coefficients;  // for value and values
+    double *abs, *square;       // n
+    int64_t* limbs;             // n x kRow, canonical
+    double* totals;             // 2
+    double* norm;               // 2: the L2 norm over all buffers, and what to scale by to get max_norm
+    double max_norm;
+    void* value;   // the penalty over all buffers
+    void* values;  // n: each buffer's
+    bool wide;     // value and values are float64, else float32
+};
+
+}  // namespace cuda
+}  // namespace fused_penalties

@@ -1,0 +1,132 @@
+// A warp, written so that the same source runs on a GPU and, for tests, on the host.
+//
+// A program for one warp is a row of phases. What happens in all lanes is in each_lane; what a lane keeps between
+// phases is PerLane. On the GPU every lane runs the program; on the host one thread does, with the lanes in a loop.
+// A phase must not read what another lane writes in it, nor, in memory, what one wrote since the last barrier.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FUSED_PENALTIES_DEVICE __device__ __forceinline__
+#define FUSED_PENALTIES_INLINE __attribute__((always_inline))
+#define FUSED_PENALTIES_UNROLLED _Pragma("unroll")
+#define FUSED_PENALTIES_ROLLED _Pragma("unroll 1")
+#else
+#define FUSED_PENALTIES_DEVICE inline
+#define FUSED_PENALTIES_INLINE
+#define FUSED_PENALTIES_UNROLLED
+#define FUSED_PENALTIES_ROLLED
+#endif
+
+namespace fused_penalties {
+namespace cuda {
+
+constexpr int kLanes = 32;
+
+#if defined(__CUDA_ARCH__)
+
+template <class T>
+class PerLane {
+public:
+    FUSED_PENALTIES_DEVICE T& operator[](int) { return value_; }
+    FUSED_PENALTIES_DEVICE const T& operator[](int) const { return value_; }
+
+private:
+    T value_;
+};
+
+template <class Phase>
+FUSED_PENALTIES_DEVICE void each_lane(const Phase& phase) {
+    phase(int(threadIdx.x) % kLanes);
+}
+
+// Orders what the lanes write to memory before what they read after.
+FUSED_PENALTIES_DEVICE void barrier() { __syncwarp(); }
+
+// Within a phase: keeps the compiler from working on what follows before it is done with what is before, which
+// would need more registers than there are.
+FUSED_PENALTIES_DEVICE void in_order() { __syncwarp(); }
+
+// The values of the lanes whose numbers differ in the bits of `mask`.
+template <class T>
+FUSED_PENALTIES_DEVICE PerLane<T> partner(const PerLane<T>& values, int mask) {
+    PerLane<T> other;
+    other[0] = __shfl_xor_sync(0xffffffffu, values[0], mask);
+    return other;
+}
+
+// Bit k is lane k's.
+FUSED_PENALTIES_DEVICE uint32_t ballot(const PerLane<bool>& values) { return __ballot_sync(0xffffffffu, values[0]); }
+
+FUSED_PENALTIES_DEVICE int count_ones(uint32_t bits) { return __popc(bits); }
+FUSED_PENALTIES_DEVICE int leading_zeros(uint32_t bits) { return __clz(int(bits)); }
+
+FUSED_PENALTIES_DEVICE void atomic_add(int64_t* to, int64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+// Adds one and returns what was there.
+FUSED_PENALTIES_DEVICE uint32_t atomic_next(uint32_t* counter) { return atomicAdd(counter, 1u); }
+// Orders this thread's writes before those that follow, for every reader on the device.
+FUSED_PENALTIES_DEVICE void fence() { __threadfence(); }
+// What other multiprocessors' atomics left in memory.
+FUSED_PENALTIES_DEVICE int64_t fresh(const int64_t* from) { return __ldcg(reinterpret_cast<const long long*>(from)); }
+
+#else
+
+template <class T>
+class PerLane {
+public:
+    T& operator[](int lane) { return values_[lane]; }
+    const T& operator[](int lane) const { return values_[lane]; }
+
+private:
+    T values_[kLanes];
+};
+
+// Lanes have no order among themselves: every other phase runs them backwards, so that a phase in which one
+// depends on another cannot pass the tests.
+template <class Phase>
+inline void each_lane(const Phase& phase) {
+    static thread_local bool backwards = false;
+    backwards = !backwards;
+    for (int k = 0; k < kLanes; ++k) phase(backwards ? kLanes - 1 - k : k);
+}
+
+inline void barrier() {}
+inline void in_order() {}
+
+template <class T>
+inline PerLane<T> partner(const PerLane<T>& values, int mask) {
+    PerLane<T> other;
+    for (int lane = 0; lane < kLanes; ++lane) other[lane] = values[lane ^ mask];
+    return other;
+}
+
+inline uint32_t ballot(const PerLane<bool>& values) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < kLanes; ++lane) bits |= uint32_t(values[lane]) << lane;
+    return bits;
+}
+
+inline int count_ones(uint32_t bits) {
+    int count = 0;
+    for (; bits; bits &= bits - 1) ++count;
+    return count;
+}
+inline int leading_zeros(uint32_t bits) {
+    int count = 32;
+    for (; bits; bits >>= 1) --count;
+    return count;
+}
+
+inline void atomic_add(int64_t* to, int64_t value) { *to += value; }
+inline uint32_t atomic_next(uint32_t* counter) { return (*counter)++; }
+inline void fence() {}
+inline int64_t fresh(const int64_t* from) { return *from; }
+
+#endif
+
+}  // namespace cuda
+}  // namespace fused_penalties

@@ -1,0 +1,734 @@
+// What one warp does: the tree of canon.hpp with one warp to a block, the changes of element.hpp, and the sums of
+// blocks brought together in integers, so that no schedule changes a bit.
+//
+// Lane t owns bytes 16t to 16t+15 of each row. A row has 512 bytes, so each is read in one coalesced access.
+#pragma once
+
+#include "arguments.hpp"
+#include "lanes.hpp"
+
+namespace fused_penalties {
+namespace cuda {
+
+// ---- one block
+
+template <class Element, int n>
+struct alignas(16) Pack {
+    Element at[n];
+};
+
+// Room for what one lane reads or writes at a time, in shared memory: elements that cannot be accessed 16 bytes at a
+// time are put together there, since registers have no addresses.
+constexpr int kStage = 32;
+
+// The elements of one block in one place.
+template <class Element>
+class Elements {
+public:
+    FUSED_PENALTIES_DEVICE Elements(const Place& place, const Axis* axes, uint64_t first, int n)
+        : place_(place), axes_(axes), first_(first), n_(n), data_(place.data + first * sizeof(Element)) {}
+
+    FUSED_PENALTIES_DEVICE int size() const { return n_; }
+    // True if they can be accessed 16 bytes at a time.
+    FUSED_PENALTIES_DEVICE bool aligned() const { return place_.aligned; }
+
+    template <int n>
+    FUSED_PENALTIES_DEVICE Pack<Element, n> read(int i) const {
+        Pack<Element, n> pack;
+        memcpy(&pack, __builtin_assume_aligned(data_ + i * int(sizeof(Element)), 16), sizeof pack);
+        return pack;
+    }
+    template <int n>
+    FUSED_PENALTIES_DEVICE void write(int i, const Pack<Element, n>& pack) const {
+        memcpy(__builtin_assume_aligned(data_ + i * int(sizeof(Element)), 16), &pack, sizeof pack);
+    }
+
+    // The same, one by one: zero past the end, and nothing written there.
+    template <int n>
+    FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
+        auto* elements = reinterpret_cast<Element*>(stage);
+        FUSED_PENALTIES_ROLLED
+        for (int k = 0; k < n; ++k) elements[k] = i + k < n_ ? *at(i + k) : Element{};
+        return *reinterpret_cast<const Pack<Element, n>*>(stage);
+    }
+    template <int n>
+    FUSED_PENALTIES_DEVICE void scatter(int i, const Pack<Element, n>& pack, unsigned char* stage) const {
+        *reinterpret_cast<Pack<Element, n>*>(stage) = pack;
+        const auto* elements = reinterpret_cast<const Element*>(stage);
+        FUSED_PENALTIES_ROLLED
+        for (int k = 0; k < n && i + k < n_; ++k) *at(i + k) = elements[k];
+    }
+
+private:
+    FUSED_PENALTIES_DEVICE Element* at(int i) const {
+        if (place_.rank == 0) return reinterpret_cast<Element*>(data_) + i;
+        unsigned char* address = place_.data;
+        uint64_t index = first_ + uint64_t(i);
+        for (int k = place_.rank; k-- > 0;) {
+            const Axis& axis = axes_[place_.axes + uint32_t(k)];
+            address += int64_t(index % uint64_t(axis.extent)) * axis.stride;
+            index /= uint64_t(axis.extent);
+        }
+        return reinterpret_cast<Element*>(address);
+    }
+
+    const Place& place_;
+    const Axis* axes_;
+    uint64_t first_;
+    int n_;
+    unsigned char* data_;  // the block's first element, with rank 0
+};
+
+// How many lanes of the tree each lane of the warp has.
+template <class Type>
+constexpr int kOwn = 16 / int(sizeof(typename Type::Element));
+
+// The index of the first element that a lane has in a row.
+template <class Type>
+FUSED_PENALTIES_DEVICE int first_of(int row, int lane) {
+    return row * canon::lanes<Type> + lane * kOwn<Type>;
+}
+
+// One lane's share of the tree's lanes, over the rows.
+template <class Type>
+struct Share {
+    Lane<typename Type::Real> lane[kOwn<Type>];
+    uint32_t largest;  // the magnitude's bits, for bfloat16
+
+    FUSED_PENALTIES_DEVICE void clear() {
+        for (int k = 0; k < kOwn<Type>; ++k) lane[k] = {0, 0};
+        largest = 0;
+    }
+
+    FUSED_PENALTIES_DEVICE void add(const Pack<typename Type::Element, kOwn<Type>>& pack) {
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < kOwn<Type>; ++k) add(k, pack.at[k]);
+    }
+
+private:
+    FUSED_PENALTIES_DEVICE void add(int k, typename Type::Element element) {
+#if defined(__CUDA_ARCH__)
+        // Where the square is exact, fusing it with the sum changes nothing but the time.
+        if constexpr (std::is_same<Type, canon::Float32>::value || std::is_same<Type, canon::WideBFloat16>::value) {
+            const double x = canon::magnitude(Type::read(element));
+            lane[k].a = __dadd_rn(lane[k].a, x);
+            lane[k].s = __fma_rn(x, x, lane[k].s);
+        } else if constexpr (std::is_same<Type, canon::Float16>::value) {
+            const float x = canon::magnitude(Type::read(element));
+            lane[k].a = __fadd_rn(lane[k].a, x);
+            lane[k].s = __fmaf_rn(x, x, lane[k].s);
+        } else {
+            canon::accumulate<Type>(lane[k], element);
+        }
+#else
+        canon::accumulate<Type>(lane[k], element);
+#endif
+        if constexpr (std::is_same<Type, canon::BFloat16>::value) {
+            const uint32_t bits = element & 0x7fffu;
+            largest = bits > largest ? bits : largest;
+        }
+    }
+};
+
+template <int n>
+struct Doubles {
+    double at[n];
+};
+
+// Sends half of `count` values to the partner in exchange for its other half, and adds: half as many values.
+template <int count, int n>
+FUSED_PENALTIES_DEVICE void halve(PerLane<Doubles<n>>& values, int mask) {
+    FUSED_PENALTIES_UNROLLED
+    for (int i = 0; i < count / 2; ++i) {
+        PerLane<double> kept, given;
+        each_lane([&](int lane) {
+            const double low = values[lane].at[i], high = values[lane].at[i + count / 2];
+            const bool upper = (lane & mask) != 0;
+            kept[lane] = upper ? high : low;
+            given[lane] = upper ? low : high;
+        });
+        const PerLane<double> received = partner(given, mask);
+        each_lane([&](int lane) { values[lane].at[i] = canon::add(kept[lane], received[lane]); });
+    }
+}
+
+FUSED_PENALTIES_DEVICE void add_partner(PerLane<double>& values, int mask) {
+    const PerLane<double> other = partner(values, mask);
+    each_lane([&](int lane) { values[lane] = canon::add(values[lane], other[lane]); });
+}
+
+// Folds the shares as canon::tree folds its lanes: across the warp, then within a lane. Lanes below 16 get the sum
+// of magnitudes, the others that of squares.
+//
+// The plain butterfly would carry every value through every step. Here each step halves the number of values
+// instead, as long as there are several: first the lower lanes keep the magnitudes and the upper ones the
+// squares, then the bits of the lane's number say which of its values it keeps.
+template <class Type>
+FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) {
+    constexpr int own = kOwn<Type>;
+    PerLane<Doubles<2 * own>> values;
+    each_lane([&](int lane) {
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < own; ++k) {
+            values[lane].at[k] = shares[lane].lane[k].a;
+            values[lane].at[own + k] = shares[lane].lane[k].s;
+        }
+    });
+    halve<2 * own>(values, 16);
+    if constexpr (own >= 2) halve<own>(values, 8);
+    if constexpr (own >= 4) halve<own / 2>(values, 4);
+    if constexpr (own >= 8) halve<own / 4>(values, 2);
+    PerLane<double> sums;
+    each_lane([&](int lane) { sums[lane] = values[lane].at[0]; });
+    FUSED_PENALTIES_UNROLLED
+    for (int mask = 8 / own; mask > 0; mask /= 2) add_partner(sums, mask);
+    FUSED_PENALTIES_UNROLLED
+    for (int mask = 8; mask > 8 / own; mask /= 2) add_partner(sums, mask);
+    return sums;
+}
+
+FUSED_PENALTIES_DEVICE uint32_t largest_of(PerLane<uint32_t> values) {
+    FUSED_PENALTIES_UNROLLED
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const PerLane<uint32_t> other = partner(values, mask);
+        each_lane([&](int lane) { values[lane] = other[lane] > values[lane] ? other[lane] : values[lane]; });
+    }
+    uint32_t largest = 0;
+    each_lane([&](int lane) { largest = values[lane]; });  // the same in every lane
+    return largest;
+}
+
+template <class Type>
+FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares) {
+    PerLane<uint32_t> largest;
+    each_lane([&](int lane) { largest[lane] = shares[lane].largest; });
+    return canon::needs_wide_lanes(largest_of(largest));
+}
+
+// The first row of a block that is not, or not wholly, read 16 bytes at a time.
+template <class Type>
+FUSED_PENALTIES_DEVICE int first_odd_row(int n, bool aligned) {
+    return aligned ? n / canon::lanes<Type> + (n % kOwn<Type> == 0 ? kRows : 0) : 0;
+}
+
+// Both sums of one block. `wide` tells whether a bfloat16 block has to be summed by the wide rule instead.
+template <class Type>
+FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Element>& elements, unsigned char* stage,
+                                            bool& wide) {
+    constexpr int own = kOwn<Type>;
+    constexpr int together = sizeof(Share<Type>) > 64 + 8 ? 2 : 8;  // loads in flight; where sums need much room, few
+    using Packed = Pack<typename Type::Element, own>;
+    const int n = elements.size();
+    PerLane<Share<Type>> shares;
+    each_lane([&](int lane) { shares[lane].clear(); });
+    if (elements.aligned()) {
+        FUSED_PENALTIES_ROLLED
+        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
+            each_lane([&](int lane) {
+                Packed packs[together];
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) {
+                    const int first = first_of<Type>(row + r, lane);
+                    packs[r] = first + own <= n ? elements.template read<own>(first) : Packed{};
+                }
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) shares[lane].add(packs[r]);
+            });
+        }
+    }
+    FUSED_PENALTIES_ROLLED
+    for (int row = first_odd_row<Type>(n, elements.aligned()); row * canon::lanes<Type> < n; ++row) {
+        each_lane([&](int lane) {
+            const int first = first_of<Type>(row, lane);
+            if (first >= n || (elements.aligned() && first + own <= n)) return;
+            shares[lane].add(elements.template gather<own>(first, stage + lane * kStage));
+        });
+    }
+    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
+    return fold<Type>(shares);
+}
+
+template <class Type>
+FUSED_PENALTIES_DEVICE canon::Compute<Type> value_of(typename Type::Element element) {
+    return canon::Compute<Type>(Type::read(element));
+}
+
+template <class Type>
+FUSED_PENALTIES_DEVICE typename Type::Element element_of(canon::Compute<Type> value) {
+    typename Type::Element element;
+    canon::write(Type{}, &element, value);
+    return element;
+}
+
+// Both sums of one block of weights, and in the same read its gradient, which is added to `grads` unless they are
+// `idle`: both factors are zero, or there are none.
+template <class Type, class Target>
+FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Type::Element>& weights,
+                                                     const Elements<typename Target::Element>& grads, Factors factors,
+                                                     bool idle, unsigned char* stage, bool& wide) {
+    using Real = canon::Compute<Type>;
+    constexpr int own = kOwn<Type>;
+    using Weights = Pack<typename Type::Element, own>;
+    using Grads = Pack<typename Target::Element, own>;
+    constexpr int together = sizeof(Grads) > sizeof(Weights) ? 2 : 4;
+    const Real x = Real(factors.x), y = Real(factors.y);
+    const int n = weights.size();
+    const bool aligned = weights.aligned() && grads.aligned();
+    PerLane<Share<Type>> shares;
+    each_lane([&](int lane) { shares[lane].clear(); });
+    const auto change = [&](int lane, const Weights& w, Grads& g) {
+        shares[lane].add(w);
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < own; ++k) {
+            const Real grad = Real(value_of<Target>(g.at[k]));
+            g.at[k] = element_of<Target>(canon::gradient(value_of<Type>(w.at[k]), grad, x, y));
+        }
+    };
+    if (aligned) {
+        FUSED_PENALTIES_ROLLED
+        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
+            each_lane([&](int lane) {
+                Weights w[together];
+                Grads g[together];
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) {
+                    const int first = first_of<Type>(row + r, lane);
+                    w[r] = first + own <= n ? weights.template read<own>(first) : Weights{};
+                    g[r] = first + own <= n && !idle ? grads.template read<own>(first) : Grads{};
+                }
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) {
+                    const int first = first_of<Type>(row + r, lane);
+                    in_order();
+                    change(lane, w[r], g[r]);
+                    if (first + own <= n && !idle) grads.write(first, g[r]);
+                }
+            });
+        }
+    }
+    FUSED_PENALTIES_ROLLED
+    for (int row = first_odd_row<Type>(n, aligned); row * canon::lanes<Type> < n; ++row) {
+        each_lane([&](int lane) {
+            const int first = first_of<Type>(row, lane);
+            if (first >= n || (aligned && first + own <= n)) return;
+            unsigned char* mine = stage + lane * kStage;
+            const Weights w = weights.template gather<own>(first, mine);
+            Grads g = idle ? Grads{} : grads.template gather<own>(first, mine);
+            change(lane, w, g);
+            if (!idle) grads.scatter(first, g, mine);
+        });
+    }
+    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
+    return fold<Type>(shares);
+}
+
+// Replaces every element of one block.
+template <class Type, class Change>
+FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elements, unsigned char* stage,
+                                    const Change& change) {
+    constexpr int own = kOwn<Type>;
+    constexpr int together = 4;
+    using Packed = Pack<typename Type::Element, own>;
+    const int n = elements.size();
+    const auto changed = [&](Packed pack) {
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < own; ++k) pack.at[k] = element_of<Type>(change(value_of<Type>(pack.at[k])));
+        return pack;
+    };
+    if (elements.aligned()) {
+        FUSED_PENALTIES_ROLLED
+        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
+            each_lane([&](int lane) {
+                Packed packs[together];
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) {
+                    const int first = first_of<Type>(row + r, lane);
+                    packs[r] = first + own <= n ? elements.template read<own>(first) : Packed{};
+                }
+                FUSED_PENALTIES_UNROLLED
+                for (int r = 0; r < together; ++r) {
+                    const int first = first_of<Type>(row + r, lane);
+                    if (first + own <= n) elements.write(first, changed(packs[r]));
+                }
+            });
+        }
+    }
+    FUSED_PENALTIES_ROLLED
+    for (int row = first_odd_row<Type>(n, elements.aligned()); row * canon::lanes<Type> < n; ++row) {
+        each_lane([&](int lane) {
+            const int first = first_of<Type>(row, lane);
+            if (first >= n || (elements.aligned() && first + own <= n)) return;
+            unsigned char* mine = stage + lane * kStage;
+            elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
+        });
+    }
+}
+
+// ---- many blocks
+
+// Calls visit(Type{}) for the element type.
+template <class Visit>
+FUSED_PENALTIES_DEVICE void with_type(DType dtype, const Visit& visit) {
+    switch (dtype) {
+        case DType::float16: return visit(canon::Float16{});
+        case DType::bfloat16: return visit(canon::BFloat16{});
+        case DType::float32: return visit(canon::Float32{});
+        case DType::float64: return visit(canon::Float64{});
+    }
+}
+
+// The first buffer, from `low` on, that ends after `block`. One of them must. Each step asks at 32 places at once.
+FUSED_PENALTIES_DEVICE uint32_t buffer_of(const Table& table, uint32_t low, uint64_t block) {
+    uint32_t high = table.n - 1;
+    while (low < high) {
+        const uint32_t step = (high - low + kLanes - 1) / kLanes;
+        PerLane<bool> before;
+        each_lane([&](int lane) {
+            const uint64_t at = low + uint64_t(lane + 1) * step - 1;
+            before[lane] = at < high && table.ends[at] <= block;
+        });
+        const uint64_t first = low + uint64_t(count_ones(ballot(before))) * step;
+        low = uint32_t(first < high ? first : high);
+        high = uint32_t(first + step - 1 < high ? first + step - 1 : high);
+    }
+    return low;
+}
+
+// Calls visit(i, buffer, first, end) for the runs of blocks of one buffer that this warp takes.
+template <class Visit>
+FUSED_PENALTIES_DEVICE void sweep(const Table& table, const Range& range, uint32_t warp, uint32_t warps,
+                                  const Visit& visit) {
+    const uint64_t step = range.blocks_per_chunk;
+    for (uint64_t block = range.first + warp * step; block < range.end; block += warps * step) {
+        const uint64_t end = block + step < range.end ? block + step : range.end;
+        uint32_t i = 0;
+        for (uint64_t at = block; at < end;) {
+            i = buffer_of(table, i, at);
+            const uint64_t begin = i ? table.ends[i - 1] : 0;
+            const uint64_t stop = end < table.ends[i] ? end : table.ends[i];
+            visit(i, table.buffers[i], at - begin, stop - begin);
+            at = stop;
+        }
+    }
+}
+
+// Calls visit(first, n) for each of the blocks [begin, end) of a buffer: its first element, and how many there are.
+template <class Visit>
+FUSED_PENALTIES_DEVICE void each_block(const Buffer& buffer, uint64_t begin, uint64_t end, const Visit& visit) {
+    const uint64_t each = uint64_t(block_elements(buffer.weights.dtype));
+    for (uint64_t first = begin * each; first < end * each; first += each) {
+        const uint64_t left = buffer.count - first;
+        visit(first, int(left < each ? left : each));
+    }
+}
+
+// The sums of a run of blocks of one buffer.
+class Partial {
+public:
+    // `row` is the warp's own, in shared memory, and zero.
+    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, int64_t* row, uint32_t i, const Buffer& buffer)
+        : workspace_(workspace), row_(row), i_(i), slot_(buffer.slot) {}
+
+    FUSED_PENALTIES_DEVICE void add(const PerLane<double>& sums) {
+        each_lane([&](int lane) {
+            if (lane % 16 != 0) return;
+            if (slot_ < 0) {
+                (lane == 0 ? workspace_.singles[i_].abs : workspace_.singles[i_].square) = sums[lane];
+            } else {
+                limbs::deposit(row_ + lane / 16 * kLimbs, sums[lane]);
+            }
+        });
+    }
+
+    FUSED_PENALTIES_DEVICE void flush() {
+        if (slot_ < 0) return;
+        barrier();
+        move(row_, workspace_.limbs + (1 + slot_) * kRow);
+        barrier();
+    }
+
+    // Adds a warp's row to one that warps share, and leaves it zero.
+    FUSED_PENALTIES_DEVICE static void move(int64_t* row, int64_t* to) {
+        each_lane([&](int lane) {
+            for (int k = lane; k < kRow; k += kLanes) {
+                if (row[k] == 0) continue;
+                atomic_add(to + k, row[k]);
+                row[k] = 0;
+            }
+        });
+    }
+
+private:
+    const Workspace& workspace_;
+    int64_t* row_;
+    uint32_t i_;
+    int64_t slot_;
+};
+
+FUSED_PENALTIES_DEVICE void clear(int64_t* row) {
+    each_lane([&](int lane) {
+        for (int k = lane; k < kRow; k += kLanes) row[k] = 0;
+    });
+    barrier();
+}
+
+FUSED_PENALTIES_DEVICE bool penalized(const Coefficients& coefficients, uint32_t i) {
+    return coefficients.l1[i] != 0 || coefficients.l2[i] != 0;
+}
+
+// True if every element of a buffer of this dtype would stay as it is, to `value` being what the factor must be.
+FUSED_PENALTIES_DEVICE bool is(DType dtype, double factor, double value) {
+    return dtype == DType::float64 ? factor == value : float(factor) == float(value);
+}
+
+// What a warp needs in shared memory.
+struct Shared {
+    int64_t row[kRow];
+    alignas(16) unsigned char stage[kLanes * kStage];
+};
+
+// The wide rule for a block of bfloat16.
+FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffer& buffer, uint64_t first, int n,
+                                                 unsigned char* stage) {
+    bool wide;
+    return tree<canon::WideBFloat16>(Elements<uint16_t>(buffer.weights, table.axes, first, n), stage, wide);
+}
+
+// The sums of all blocks of the range, into the workspace.
+FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, uint32_t warp, uint32_t warps) {
+    const Table& table = arguments.table;
+    clear(shared.row);
+    sweep(table, arguments.range, warp, warps,
+          [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
+              if (arguments.coefficients.l1 && !penalized(arguments.coefficients, i)) return;
+              Partial partial(arguments.workspace, shared.row, i, buffer);
+              each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
+                  PerLane<double> sums;
+                  bool wide = false;
+                  with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
+                      using Type = decltype(type);
+                      const Elements<typename Type::Element> elements(buffer.weights, table.axes, first, n);
+                      sums = tree<Type>(elements, shared.stage, wide);
+                  });
+                  partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
+              });
+              partial.flush();
+          });
+}
+
+// The gradient, and the sums in the same read.
+FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared& shared, uint32_t warp,
+                                     uint32_t warps) {
+    const Table& table = arguments.table;
+    clear(shared.row);
+    sweep(table, arguments.range, warp, warps,
+          [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
+              const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
+              if (l1 == 0 && l2 == 0) return;
+              const Factors factors = canon::gradient_factors(l1, l2, arguments.upstream);
+              const DType dtype = buffer.weights.dtype;
+              const bool idle = !buffer.target.data || (is(dtype, factors.x, 0) && is(dtype, factors.y, 0));
+              Partial partial(arguments.workspace, shared.row, i, buffer);
+              each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
+                  PerLane<double> sums;
+                  bool wide = false;
+                  const auto run = [&](auto type, auto target) FUSED_PENALTIES_INLINE {
+                      using Type = decltype(type);
+                      using Target = decltype(target);
+                      const Elements<typename Type::Element> weights(buffer.weights, table.axes, first, n);
+                      const Elements<typename Target::Element> grads(buffer.target, table.axes, first, n);
+                      sums = differentiate<Type, Target>(weights, grads, factors, idle, shared.stage, wide);
+                  };
+                  with_type(dtype, [&](auto type) FUSED_PENALTIES_INLINE {
+                      if constexpr (sizeof(typename decltype(type)::Element) == 2)
+                          if (buffer.target.dtype == DType::float32) return run(type, canon::Float32{});
+                      run(type, type);
+                  });
+                  if (!arguments.sum) return;
+                  partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
+              });
+              if (arguments.sum) partial.flush();
+          });
+}
+
+// A change of the targets alone.
+FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned char* stage, uint32_t warp,
+                                   uint32_t warps) {
+    const Table& table = arguments.table;
+    if (arguments.factor && *arguments.factor >= 1) return;
+    sweep(table, arguments.range, warp, warps,
+          [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
+              Factors factors;
+              if (arguments.kind == UpdateArguments::scale) {
+                  factors = {*arguments.factor, 0};
+              } else {
+                  const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
+                  if (l1 == 0 && l2 == 0) return;
+                  factors = arguments.kind == UpdateArguments::proximal
+                                ? canon::proximal_factors(l1, l2, arguments.number)
+                                : canon::decay_factors(l2, arguments.number);
+              }
+              const bool scales = arguments.kind != UpdateArguments::proximal;
+              if (scales && is(buffer.weights.dtype, factors.x, 1)) return;
+              each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
+                  with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
+                      using Type = decltype(type);
+                      using Real = canon::Compute<Type>;
+                      const Real x = Real(factors.x), y = Real(factors.y);
+                      const Elements<typename Type::Element> elements(buffer.target, table.axes, first, n);
+                      if (scales) {
+                          replace<Type>(elements, stage, [&](Real w) { return canon::scale(w, x); });
+                      } else {
+                          replace<Type>(elements, stage, [&](Real w) { return canon::proximal(w, x, y); });
+                      }
+                  });
+              });
+          });
+}
+
+// ---- from limbs to numbers
+
+// The digits of one of a row's two sums that may differ from zero.
+struct Window {
+    int first, last;
+};
+
+FUSED_PENALTIES_DEVICE Window window_of(const int64_t* limbs) {
+    Window window{kDigits, 0};
+    for (int from = 0; from < kDigits; from += kLanes) {
+        PerLane<bool> nonzero;
+        each_lane([&](int lane) { nonzero[lane] = from + lane < kDigits && limbs[from + lane] != 0; });
+        const uint32_t bits = ballot(nonzero);
+        if (bits == 0) continue;
+        if (window.last == 0) window.first = from + 31 - leading_zeros(bits & (0 - bits));
+        window.last = from + 32 - leading_zeros(bits);
+    }
+    return window;
+}
+
+// Moves the carries of both sums of a row in shared memory, and rounds: lane 0 the one of magnitudes, lane 16 the
+// one of squares.
+FUSED_PENALTIES_DEVICE PerLane<double> round_row(int64_t* row) {
+    const Window abs = window_of(row), square = window_of(row + kLimbs);
+    barrier();
+    PerLane<double> sums;
+    each_lane([&](int lane) {
+        sums[lane] = 0;
+        if (lane % 16 != 0) return;
+        const Window window = lane == 0 ? abs : square;
+        int64_t* limbs = row + lane / 16 * kLimbs;
+        const int last = limbs::carry(limbs, window.first, window.last);
+        sums[lane] = limbs::rounded(limbs, window.first, last);
+    });
+    barrier();
+    return sums;
+}
+
+// NumPy's conversion of a float64, with the one NaN.
+FUSED_PENALTIES_DEVICE float narrow(double value) { return value == value ? float(value) : float(NAN); }
+
+FUSED_PENALTIES_DEVICE void write_penalty(void* to, uint64_t i, bool wide, double value) {
+    if (wide) {
+        static_cast<double*>(to)[i] = canon::quiet(value);
+    } else {
+        static_cast<float*>(to)[i] = narrow(value);
+    }
+}
+
+// Turns the workspace into results, and leaves it zero. `row` and `total` are the warp's own.
+FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* row, int64_t* total, uint32_t warp,
+                                   uint32_t warps) {
+    const Table& table = arguments.table;
+    const Workspace& workspace = arguments.workspace;
+    const bool penalty = arguments.value || arguments.values;
+    clear(total);
+    clear(row);
+    for (uint64_t i = warp; i < table.n; i += warps) {
+        const Buffer& buffer = table.buffers[i];
+        PerLane<double> sums;
+        each_lane([&](int lane) { sums[lane] = 0; });
+        if (buffer.slot >= 0) {
+            int64_t* from = workspace.limbs + (1 + buffer.slot) * kRow;
+            each_lane([&](int lane) {
+                for (int k = lane; k < kRow; k += kLanes) {
+                    row[k] = from[k];
+                    if (row[k] == 0) continue;
+                    from[k] = 0;
+                    if (!penalty) total[k] += row[k];
+                }
+            });
+            barrier();
+            sums = round_row(row);
+        } else if (buffer.count > 0) {
+            const BlockSums single = workspace.singles[i];
+            each_lane([&](int lane) {
+                if (lane % 16 != 0) return;
+                sums[lane] = canon::quiet(lane == 0 ? single.abs : single.square);
+                if (!penalty) limbs::deposit(total + lane / 16 * kLimbs, sums[lane]);
+                if (arguments.limbs) limbs::deposit(row + lane / 16 * kLimbs, sums[lane]);
+            });
+            barrier();
+        }
+        if (arguments.limbs) {
+            each_lane([&](int lane) {
+                for (int k = lane; k < kRow; k += kLanes) {
+                    arguments.limbs[i * kRow + uint64_t(k)] = row[k];
+                    row[k] = 0;
+                }
+            });
+            barrier();
+        }
+        const PerLane<double> squares = partner(sums, 16);
+        each_lane([&](int lane) {
+            if (lane != 0) return;
+            if (arguments.abs) {
+                arguments.abs[i] = sums[lane];
+                arguments.square[i] = squares[lane];
+            }
+            if (!penalty) return;
+            const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
+            const double term = canon::term(l1, l2, sums[lane], squares[lane]);
+            limbs::deposit(total, term);
+            if (!arguments.values) return;
+            // A buffer's own penalty is rounded as if it were alone.
+            const bool as_it_is = buffer.weights.dtype == DType::float64;
+            write_penalty(arguments.values, i, arguments.wide, as_it_is ? term : double(narrow(term)));
+        });
+        barrier();
+    }
+    Partial::move(total, workspace.limbs);
+
+    // The last warp to come here finds the totals complete.
+    PerLane<bool> last;
+    each_lane([&](int) { fence(); });
+    barrier();
+    each_lane([&](int lane) { last[lane] = lane == 0 && atomic_next(workspace.finished) == warps - 1; });
+    if (ballot(last) == 0) return;
+    each_lane([&](int lane) {
+        fence();
+        for (int k = lane; k < kRow; k += kLanes) {
+            row[k] = fresh(workspace.limbs + k);
+            workspace.limbs[k] = 0;
+        }
+    });
+    barrier();
+    const PerLane<double> sums = round_row(row);
+    const PerLane<double> squares = partner(sums, 16);
+    each_lane([&](int lane) {
+        if (lane != 0) return;
+        *workspace.finished = 0;
+        if (arguments.value) write_penalty(arguments.value, 0, arguments.wide, sums[lane]);
+        if (arguments.totals) {
+            arguments.totals[0] = sums[lane];
+            arguments.totals[1] = squares[lane];
+        }
+        if (arguments.norm) {
+            const double norm = sqrt(squares[lane]);
+            arguments.norm[0] = norm;
+            arguments.norm[1] = arguments.max_norm / canon::add(norm, 1e-6);
+        }
+    });
+}
+
+}  // namespace cuda
+}  // namespace fused_penalties
