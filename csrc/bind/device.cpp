@@ -33,18 +33,6 @@ size_t workspace_bytes(const HostTable& table) {
            sizeof(uint32_t);
 }
 
-// A table and its workspaces in device memory. What a graph has captured may run at any time, beside other calls, and
-// so has a workspace of its own.
-struct Uploaded {
-    Address table = 0, workspaces[2] = {0, 0};
-
-    void upload(const Queue& queue, const HostTable& host) const {
-        if (!host.bytes().empty()) cuda::upload(queue, at<void>(table), host.bytes().data(), host.bytes().size());
-        for (Address workspace : workspaces)
-            if (workspace) cuda::clear(queue, at<void>(workspace), workspace_bytes(host));
-    }
-};
-
 class DevicePlan {
 public:
     explicit DevicePlan(BoundWeights weights)
@@ -65,15 +53,29 @@ public:
 
     bool capturing(Address stream) const { return cuda::capturing(queue(stream)); }
 
+    // Takes the plan's memory into use. What a graph has captured may run at any time, beside other calls, and so has
+    // a workspace of its own.
     void attach(Address stream, Address table, Address coefficients, Address workspace, Address captured) {
-        uploaded_ = {table, {workspace, captured}};
+        uploaded_ = table;
         coefficients_ = {at<double>(coefficients), at<double>(coefficients) + weights_.size()};
-        in_turn(stream, [&](const Queue& queue, bool) { uploaded_.upload(queue, table_); });
+        workspaces_[0] = workspace;
+        workspaces_[1] = captured;
+        in_turn(stream, [&](const Queue& queue, bool) {
+            cuda::upload(queue, at<void>(table), table_.bytes().data(), table_.bytes().size());
+            for (Address each : workspaces_) cuda::clear(queue, at<void>(each), workspace_bytes(table_));
+        });
     }
 
-    // Another table, of gradients, with workspaces of its own or none.
-    void upload(Address stream, const HostTable& table, Address to, Address workspace, Address captured) {
-        in_turn(stream, [&](const Queue& queue, bool) { Uploaded{to, {workspace, captured}}.upload(queue, table); });
+    void upload(Address stream, const HostTable& table, Address to) {
+        in_turn(stream, [&](const Queue& queue, bool) {
+            cuda::upload(queue, at<void>(to), table.bytes().data(), table.bytes().size());
+        });
+    }
+
+    // Lets what is put on the stream from now on wait for what this plan did.
+    void settle(Address stream) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!cuda::capturing(queue(stream))) turns_.wait(queue(stream));
     }
 
     void set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
@@ -81,7 +83,6 @@ public:
         std::vector<double> both(l1);
         both.insert(both.end(), l2.begin(), l2.end());
         in_turn(stream, [&](const Queue& queue, bool) {
-            if (both.empty()) return;
             cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
         });
         for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
@@ -152,7 +153,9 @@ public:
     void clip(Address stream, const HostTable& table, Address uploaded, Address workspace, Address captured_workspace,
               double max_norm, Address norm) {
         in_turn(stream, [&](const Queue& queue, bool captured) {
-            const cuda::Workspace space = workspace_at(captured ? captured_workspace : workspace, table);
+            const Address room = captured ? captured_workspace : workspace;
+            const cuda::Workspace space = workspace_at(room, table);
+            cuda::clear(queue, at<void>(room), workspace_bytes(table));
             const cuda::Table there = table.at(at<void>(uploaded));
             cuda::launch(queue, table, cuda::SumArguments{there, {}, space, {}});
             cuda::FinishArguments results{};
@@ -184,12 +187,15 @@ private:
         const Queue on = queue(stream);
         const bool captured = cuda::capturing(on);
         if (!captured) turns_.wait(on);
+        if (spoiled_[captured]) cuda::clear(on, at<void>(workspaces_[captured]), workspace_bytes(table_));
+        spoiled_[captured] = true;  // until all of it is under way: the last kernel leaves zeros
         run(on, captured);
+        spoiled_[captured] = false;
         if (!captured) turns_.done(on);
     }
 
-    cuda::Workspace workspace(bool captured) const { return workspace_at(uploaded_.workspaces[captured], table_); }
-    cuda::Table uploaded_table() const { return table_.at(at<void>(uploaded_.table)); }
+    cuda::Workspace workspace(bool captured) const { return workspace_at(workspaces_[captured], table_); }
+    cuda::Table uploaded_table() const { return table_.at(at<void>(uploaded_)); }
 
     void sum(const Queue& queue, bool captured, const cuda::Coefficients& coefficients) {
         cuda::launch(queue, table_, cuda::SumArguments{uploaded_table(), {}, workspace(captured), coefficients});
@@ -230,7 +236,8 @@ private:
     BoundWeights weights_;
     HostTable table_;
     std::vector<bool> penalized_;
-    Uploaded uploaded_;
+    Address uploaded_ = 0, workspaces_[2] = {0, 0};
+    bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
     cuda::Turns turns_;
     std::mutex mutex_;
@@ -261,7 +268,8 @@ void define_device_plan(py::module_& m) {
         .def("capturing", &DevicePlan::capturing, arg("stream"))
         .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
              arg("captured"))
-        .def("upload", &DevicePlan::upload, arg("stream"), arg("table"), arg("to"), arg("workspace"), arg("captured"))
+        .def("upload", &DevicePlan::upload, arg("stream"), arg("table"), arg("to"))
+        .def("settle", &DevicePlan::settle, arg("stream"))
         .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
         .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
         .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))

@@ -141,6 +141,7 @@ bool capturing(const Queue& queue) {
 }
 
 void upload(const Queue& queue, void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return;
     const OnDevice device(queue.device);
     CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(queue)));
 }
@@ -173,7 +174,8 @@ Turns::~Turns() {
 }
 
 void Turns::wait(const Queue& queue) {
-    if (!event_ || last_ == queue.stream) return;
+    // The default stream of each thread has one name for all of them.
+    if (!event_ || (last_ == queue.stream && queue.stream != cudaStreamPerThread)) return;
     const OnDevice device(queue.device);
     CHECK(cudaStreamWaitEvent(stream_of(queue), static_cast<cudaEvent_t>(event_)));
 }

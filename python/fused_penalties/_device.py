@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,10 +42,12 @@ class DevicePlan:
         self.dtypes: list[str] = core.dtypes
         self._dtype = widest(self.dtypes) if dtype is None else dtype
         self._wide = self._dtype == FLOAT64
-        self._grads: OrderedDict[bytes, _Uploaded] = OrderedDict()
+        self._grads: OrderedDict[tuple[bool, int, bytes], _Uploaded] = OrderedDict()
         self._captured: list[_Uploaded] = []
         with self._stream() as stream:
             self._refuse_capture(stream, "a plan cannot be made")
+            # Held, so that it outlives the memory that is taken on it.
+            self._home = self._cupy.cuda.get_current_stream(core.device)
             n = len(self.dtypes)
             self._weights = self._allocate(core.table, own_workspaces=True)
             self._coefficients = self._cupy.empty((2, n), np.float64)
@@ -55,6 +57,12 @@ class DevicePlan:
                 self._coefficients.data.ptr,
                 *self._weights.workspaces,
             )
+
+    def __del__(self) -> None:
+        # The memory goes back to the pool in the order of the stream that it was taken on.
+        if hasattr(self, "_home"):
+            with suppress(RuntimeError):  # an error here has nobody to hear it
+                self._core.settle(self._home.ptr)
 
     def set_coefficients(self, l1: list[float], l2: list[float]) -> None:
         with self._stream() as stream:
@@ -140,7 +148,8 @@ class DevicePlan:
 
     def _uploaded(self, table: Any, stream: int, own_workspaces: bool) -> _Uploaded:
         """The table on the device: it is there already if the same gradients come again."""
-        key = table.bytes + bytes([own_workspaces])
+        # Of each stream, since its memory goes back to the pool in the order of that one.
+        key = own_workspaces, stream, table.bytes
         found = self._grads.get(key)
         if found is None:
             self._refuse_capture(
@@ -149,7 +158,7 @@ class DevicePlan:
                 "and nothing can be uploaded",
             )
             found = self._allocate(table, own_workspaces)
-            self._core.upload(stream, table, found.address, *found.workspaces)
+            self._core.upload(stream, table, found.address)
             self._grads[key] = found
             if len(self._grads) > _TABLES:
                 self._grads.popitem(last=False)

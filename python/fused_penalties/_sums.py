@@ -22,12 +22,15 @@ class Sums:
         total_abs, total_square: the same over all buffers. The exact sums are merged and rounded
             once, so a total may differ in its last digit from the sum of the rounded parts.
         names: the buffers' names if the weights were a mapping, else None.
+
+    Those of weights on a GPU are CuPy arrays on the same device and the caller's stream; the totals
+    then are of rank 0.
     """
 
-    abs: NDArray[np.float64]
-    square: NDArray[np.float64]
-    total_abs: float
-    total_square: float
+    abs: Any
+    square: Any
+    total_abs: Any
+    total_square: Any
     names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -94,8 +97,8 @@ class PartialSums:
 def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> Sums:
     """Σ|w| and Σw² of every buffer, each read once.
 
-    The bits are the same whatever the processor, its instruction set, the number of threads and the
-    alignment. Elements are taken in the order of their addresses, so an array, its transpose and
+    The bits are the same whatever the processor, its instruction set, the number of threads, the
+    alignment and the device. Elements are taken in the order of their addresses, so an array, its transpose and
     its reversal, which share memory, have the same bits; a copy in another order (Fortran's, say)
     may differ within the error below. Relative error: at most 2.6e-15 for float32 and float64,
     9.0e-7 for float16 and bfloat16, where the squares of float64 weights neither overflow nor
@@ -106,16 +109,21 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
             float16, bfloat16, float32 or float64; NumPy arrays of any layout and byte order, and
             whatever offers DLPack or ``__array__`` on the CPU, such as torch tensors. A (nested)
             list of numbers is one float32 array. Nothing is copied but views that are not
-            contiguous, 8 KiB at a time.
+            contiguous, 8 KiB at a time. On a GPU: CuPy arrays of any layout, and whatever offers
+            CUDA DLPack or ``__cuda_array_interface__``, all on one device. The work goes to torch's
+            current stream if the first of them is a torch tensor, else to CuPy's, and nothing
+            waits for it.
         threads: at most this many; None leaves it to OpenMP (``OMP_NUM_THREADS``, threadpoolctl).
+            It means nothing on a GPU.
         unique: count memory that is listed more than once (tied weights) at its first place only;
             a repeat has the sums 0.0. Buffers that overlap only in part count in full.
 
     Raises:
         TypeError: a buffer of another dtype, None, or something that is no array.
         ValueError: buffers on several devices, ragged lists of numbers, ``threads`` below 1.
-        RuntimeError: buffers on a device that this build cannot read, or a FUSED_PENALTIES_ISA
-            that is not supported.
+        RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
+            says why), a FUSED_PENALTIES_ISA that is not supported, an error of CUDA, or a stream
+            that is captured into a graph, for which `Plan` is made.
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
@@ -125,7 +133,8 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
 def partial_sums(weights: Any, *, threads: int | None = None) -> PartialSums:
     """The exact sums of every buffer, mergeable with those of other shards of the same buffers.
 
-    Arguments and errors as in :func:`sums`.
+    They are on the host, also those of weights on a GPU, which are waited for. Arguments and
+    errors as in :func:`sums`.
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights

@@ -31,7 +31,8 @@ def penalty(weights: Any, regularizer: Regularizers) -> np.floating[Any]:
             or any function from an array to a scalar, which reads the array for itself.
 
     Returns:
-        A NumPy scalar: float64 if a buffer is, else float32; 0.0 for no weights. The
+        A NumPy scalar, or for weights on a GPU a CuPy array of rank 0, for which nothing waits
+        unless a function is called: float64 if a buffer is, else float32; 0.0 for no weights. The
         buffers' float64 penalties are added exactly and rounded once, so their order does not
         matter. Buffers with no penalty, or with coefficients of zero, are not read.
 

@@ -42,6 +42,15 @@ class Plan:
     A buffer that is listed twice (tied weights) counts, and changes, twice. Writing into torch
     tensors is not seen by autograd: do it after `backward`, as an optimizer does.
 
+    Weights on a GPU have the same bits. Results, also those documented as floats, are CuPy arrays
+    there, and the work goes to the caller's stream: torch's current one if the first weight is a
+    torch tensor, else CuPy's. Nothing waits for it but what calls functions among the regularizers,
+    and an `upstream`, `step`, `rate` or `max_norm` that is itself on the GPU. A call on another
+    stream than the last one comes after that. In a CUDA graph a call can be captured, with what the
+    weights, the grads and the strengths will hold when it is replayed, but with the numbers that it
+    was given; grads must have been used once before. Graphs that are captured from one plan share
+    memory: replay them one after the other.
+
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
     and are safe beside each other. What writes, into weights, grads or the plan, needs them to
     itself. Functions among the regularizers are called as they are.
@@ -61,8 +70,10 @@ class Plan:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
         ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
             weights without names, buffers on several devices, `threads` below 1.
-        RuntimeError: buffers on a device that this build cannot read; by later calls, a tensor
-            whose storage has moved (``share_memory_()``, ``resize_()``).
+        RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
+            says why); an error of CUDA; a plan made, strengths set or grads used for the first
+            time while the stream is captured; by later calls, a tensor whose storage has moved
+            (``share_memory_()``, ``resize_()``).
     """
 
     __slots__ = (
