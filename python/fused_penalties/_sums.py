@@ -98,11 +98,12 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
     """Σ|w| and Σw² of every buffer, each read once.
 
     The bits are the same whatever the processor, its instruction set, the number of threads, the
-    alignment and the device. Elements are taken in the order of their addresses, so an array, its transpose and
-    its reversal, which share memory, have the same bits; a copy in another order (Fortran's, say)
-    may differ within the error below. Relative error: at most 2.6e-15 for float32 and float64,
-    9.0e-7 for float16 and bfloat16, where the squares of float64 weights neither overflow nor
-    underflow. NaN in a buffer gives NaN, else an infinity gives inf; an empty buffer gives 0.0.
+    alignment and the device. Elements are taken in the order of their addresses, so an array, its
+    transpose and its reversal, which share memory, have the same bits; a copy in another order
+    (Fortran's, say) may differ within the error below. Relative error: at most 2.6e-15 for float32
+    and float64, 9.0e-7 for float16 and bfloat16, where the squares of float64 weights neither
+    overflow nor underflow. NaN in a buffer gives NaN, else an infinity gives inf; an empty buffer
+    gives 0.0.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, of any shapes.
