@@ -53,16 +53,26 @@ FUSED_PENALTIES_HD inline Real quiet(Real value) {
     return value == value ? value : Real(NAN);
 }
 
+FUSED_PENALTIES_HD inline uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// x·sign(w) for a w that is neither 0 nor NaN, by the bits.
+FUSED_PENALTIES_HD inline float times_sign(float x, float w) {
+    return float_of_bits(bits_of_float(x) ^ (bits_of_float(w) & 0x80000000u));
+}
+FUSED_PENALTIES_HD inline double times_sign(double x, double w) { return w < 0 ? -x : x; }
+
 // g + (y·w + x·sign(w)), where sign(±0) is 0.
 template <class Real>
 FUSED_PENALTIES_HD inline Real gradient(Real w, Real g, Real x, Real y) {
-    const Real signed_x = w > 0 ? x : w < 0 ? -x : w == 0 ? Real(0) : w;
-    Real u = signed_x;
-    if (y != 0) {
-        u = multiply(y, w);
-        if (x != 0 && w != 0) u = add(u, signed_x);
-    }
-    return quiet(add(g, u));
+    if (y == 0) return quiet(add(g, w == 0 ? Real(0) : w == w ? times_sign(x, w) : w));
+    const Real u = multiply(y, w);
+    if (x == 0) return quiet(add(g, u));
+    const Real both = add(u, times_sign(x, w));
+    return quiet(add(g, w == 0 ? u : both));
 }
 
 // sign(w)·max(|w| - x, 0) / y, where what the maximum cuts off is +0.
@@ -77,12 +87,6 @@ FUSED_PENALTIES_HD inline Real proximal(Real w, Real x, Real y) {
 template <class Real>
 FUSED_PENALTIES_HD inline Real scale(Real w, Real x) {
     return quiet(multiply(w, x));
-}
-
-FUSED_PENALTIES_HD inline uint32_t bits_of_float(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
 }
 
 // Both take a value that `quiet` has seen. Static, as needs_wide_lanes is.

@@ -94,7 +94,10 @@ void Items::found_on(size_t i, const dlpack::Device& device, bool empty) {
     const dlpack::Device here = plain(device);
     const bool first = first_ == size_t(-1);
     if (!first && here.type == where_.type && here.id == where_.id) return;  // as most items are
-    if (empty) return;                                                       // which is anywhere
+    if (empty) {                                                             // which is as good as anywhere
+        if (first) where_ = here;
+        return;
+    }
     if (!first)
         throw py::value_error(label(i) + ": is on " + name_of(here) + " but " + label(first_) + " is on " +
                               name_of(where_) + "; wanted all on one device");
@@ -136,7 +139,7 @@ void Items::visit_item(size_t i, const Visit& visit) {
         }
         PyErr_Clear();  // the slow way may still know one, and says better what is wrong
     } else if (kReadsCuda && is_cupy(object)) {
-        return visit_cupy(i, object, visit);
+        return visit_cupy(i, object, true, visit);
     }
     visit_adapted(i, visit);
 }
@@ -200,32 +203,41 @@ void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, 
     view.strides = strides;
     if (!tensor.data && view.count() > 0) throw py::value_error(label(i) + ": has a shape but no data to read");
     found_on(i, tensor.device, view.count() == 0);
-    if (!kReadsCuda && !on_host(tensor.device)) readable_ = false;
+    if (!on_host(tensor.device) && !(kReadsCuda && on_cuda(tensor.device))) readable_ = false;
     if (readable_) visit(*this, i, view);
 }
 
 // CuPy's own attributes: its DLPack and its array interface take ten times as long.
-void Items::visit_cupy(size_t i, py::handle array, const Visit& visit) {
-    const py::object data = array.attr("data"), dtype = array.attr("dtype");
-    const auto shape = array.attr("shape").cast<py::tuple>(), strides = array.attr("strides").cast<py::tuple>();
+void Items::visit_cupy(size_t i, py::handle array, bool writable, const Visit& visit) {
+    static PyObject* const names[] = {PyUnicode_InternFromString("data"),    PyUnicode_InternFromString("ptr"),
+                                      PyUnicode_InternFromString("dtype"),   PyUnicode_InternFromString("shape"),
+                                      PyUnicode_InternFromString("strides"), PyUnicode_InternFromString("device_id")};
+    const auto get = [](py::handle from, int name) {
+        const py::object found = py::reinterpret_steal<py::object>(PyObject_GetAttr(from.ptr(), names[name]));
+        if (!found) throw py::error_already_set();
+        return found;
+    };
+    const py::object data = get(array, 0), shape = get(array, 3), strides = get(array, 4);
     int64_t extents[kMaxRank], steps[kMaxRank];
     View view;
-    view.dtype = dtype_of(i, dtype);
-    view.rank = int(shape.size());
+    view.dtype = dtype_of(i, get(array, 2));
+    view.rank = int(PyTuple_Size(shape.ptr()));
     view.dense = true;
     int64_t dense_stride = itemsize(view.dtype);
     for (int k = view.rank; k-- > 0;) {
-        extents[k] = shape[size_t(k)].cast<int64_t>();
-        steps[k] = strides[size_t(k)].cast<int64_t>();
+        extents[k] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), k));
+        steps[k] = PyLong_AsLongLong(PyTuple_GET_ITEM(strides.ptr(), k));
         view.dense = view.dense && (steps[k] == dense_stride || extents[k] == 1);
         dense_stride *= extents[k];
     }
-    view.data = reinterpret_cast<unsigned char*>(data.attr("ptr").cast<uintptr_t>());
+    view.data = static_cast<unsigned char*>(PyLong_AsVoidPtr(get(data, 1).ptr()));
     view.swapped = false;  // CuPy has no such arrays
-    view.writable = true;
+    view.writable = writable;
     view.shape = extents;
     view.strides = steps;
-    found_on(i, {dlpack::kCuda, data.attr("device_id").cast<int>()}, view.count() == 0);
+    const long device = PyLong_AsLong(get(data, 5).ptr());
+    if (PyErr_Occurred()) throw py::error_already_set();
+    found_on(i, {dlpack::kCuda, int32_t(device)}, view.count() == 0);
     visit(*this, i, view);
 }
 
@@ -238,17 +250,21 @@ bool Items::is_cupy(py::handle object) {
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == cupy_type_;
 }
 
-// Whatever is neither a plain NumPy or CuPy array nor of a type with an exchange table: Python turns it into one of
-// these, into a DLPack capsule, or into the (type, id) of a device that it cannot be read on.
+// Whatever is neither a plain NumPy or CuPy array nor of a type with an exchange table: Python turns it into a NumPy
+// array, a DLPack capsule, a CuPy array and whether it may be written, or the (type, id) of a device that it cannot be
+// read on.
 void Items::visit_adapted(size_t i, const Visit& visit) {
     py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
     if (PyTuple_Check(adapted.ptr())) {
-        const auto device = adapted.cast<std::pair<int, int>>();
-        readable_ = false;
-        return found_on(i, {device.first, device.second}, false);
+        const auto pair = adapted.cast<std::pair<py::object, int>>();
+        if (py::isinstance<py::int_>(pair.first)) {
+            readable_ = false;
+            return found_on(i, {pair.first.cast<int>(), pair.second}, false);
+        }
+        kept_.push_back(adapted);
+        return visit_cupy(i, pair.first, pair.second != 0, visit);
     }
     kept_.push_back(adapted);
-    if (is_cupy(adapted)) return visit_cupy(i, adapted, visit);
     if (PyCapsule_IsValid(adapted.ptr(), "dltensor_versioned")) {
         const auto* versioned =
             static_cast<dlpack::VersionedTensor*>(PyCapsule_GetPointer(adapted.ptr(), "dltensor_versioned"));
@@ -262,8 +278,11 @@ void Items::visit_adapted(size_t i, const Visit& visit) {
     visit_array(i, adapted, py::isinstance<py::array>(item(i)), visit);
 }
 
-void Items::check_unmoved() const {
-    for (const Found& found : found_) {
+void Items::check_unmoved(size_t most) const {
+    const size_t n = std::min(most, found_.size());
+    const size_t from = n < found_.size() ? checked_->fetch_add(n, std::memory_order_relaxed) : 0;
+    for (size_t k = 0; k < n; ++k) {
+        const Found& found = found_[(from + k) % found_.size()];
         dlpack::Tensor tensor;
         if (found.api->tensor_from_object(item(found.i).ptr(), &tensor) != 0) throw py::error_already_set();
         if (tensor.data != found.data)

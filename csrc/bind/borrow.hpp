@@ -4,7 +4,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -45,14 +47,16 @@ public:
     int device() const { return where_.type == dlpack::kCpu ? -1 : where_.id; }
 
     // The stream that the tensors' library works on at this moment on their CUDA device; false if it does not say.
+    // Of several libraries it is the first that says.
     bool current_stream(void** stream) const;
 
     // Throws ValueError if these are on another device than those.
     void check_beside(const Items& others) const;
 
     // Throws RuntimeError if a tensor's memory is no longer where it was found. A NumPy array's cannot move while
-    // it is kept; a tensor's can, under all who share its storage.
-    void check_unmoved() const;
+    // it is kept; a tensor's can, under all who share its storage. Looks at no more than `most` of them, at others
+    // each time.
+    void check_unmoved(size_t most = size_t(-1)) const;
 
     // How errors call an item: "weights['kernel']".
     std::string label(size_t i) const;
@@ -61,7 +65,7 @@ private:
     void visit_item(size_t i, const Visit& visit);
     void visit_array(size_t i, py::handle array, bool own, const Visit& visit);
     void visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, const Visit& visit);
-    void visit_cupy(size_t i, py::handle array, const Visit& visit);
+    void visit_cupy(size_t i, py::handle array, bool writable, const Visit& visit);
     void visit_adapted(size_t i, const Visit& visit);
     DType dtype_of(size_t i, py::handle dtype) const;
     bool is_cupy(py::handle object);
@@ -81,6 +85,7 @@ private:
         const void* data;
     };
     std::vector<Found> found_;  // the tensors, and where they were
+    std::unique_ptr<std::atomic<size_t>> checked_ = std::make_unique<std::atomic<size_t>>(0);
     // Where the first item is that has elements, and which item that is.
     dlpack::Device where_{dlpack::kCpu, 0};
     size_t first_ = size_t(-1);

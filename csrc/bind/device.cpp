@@ -16,6 +16,9 @@ using cuda::HostTable;
 using cuda::Queue;
 using Address = uintptr_t;
 
+// Looking whether a tensor's memory moved takes 40 ns, which a call should not spend on thousands of them.
+constexpr size_t kMostChecked = 64;
+
 template <class T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
@@ -33,12 +36,20 @@ size_t workspace_bytes(const HostTable& table) {
            sizeof(uint32_t);
 }
 
+// Gradients, found on the device.
+struct GradTable {
+    HostTable table;
+    bool has_stream;  // does their library say which stream it works on?
+    void* stream;
+};
+
 class DevicePlan {
 public:
     explicit DevicePlan(BoundWeights weights)
         : weights_(std::move(weights)),
           table_(weights_.spans().data(), nullptr, weights_.size(), weights_.tied(every(weights_.size()))),
-          penalized_(weights_.size()) {}
+          penalized_(weights_.size()),
+          decays_(weights_.size()) {}
 
     int device() const { return weights_.items().device(); }
     std::vector<std::string> dtypes() const { return weights_.dtypes(); }
@@ -60,15 +71,16 @@ public:
         coefficients_ = {at<double>(coefficients), at<double>(coefficients) + weights_.size()};
         workspaces_[0] = workspace;
         workspaces_[1] = captured;
+        cuda::prepare(device());
         in_turn(stream, [&](const Queue& queue, bool) {
             cuda::upload(queue, at<void>(table), table_.bytes().data(), table_.bytes().size());
             for (Address each : workspaces_) cuda::clear(queue, at<void>(each), workspace_bytes(table_));
         });
     }
 
-    void upload(Address stream, const HostTable& table, Address to) {
+    void upload(Address stream, const GradTable& grads, Address to) {
         in_turn(stream, [&](const Queue& queue, bool) {
-            cuda::upload(queue, at<void>(to), table.bytes().data(), table.bytes().size());
+            cuda::upload(queue, at<void>(to), grads.table.bytes().data(), grads.table.bytes().size());
         });
     }
 
@@ -85,7 +97,10 @@ public:
         in_turn(stream, [&](const Queue& queue, bool) {
             cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
         });
-        for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
+        for (size_t i = 0; i < l1.size(); ++i) {
+            penalized_[i] = l1[i] != 0 || l2[i] != 0;
+            decays_[i] = l2[i] != 0;
+        }
     }
 
     void sums(Address stream, Address abs, Address square, Address totals) {
@@ -95,6 +110,16 @@ public:
             results.abs = at<double>(abs);
             results.square = at<double>(square);
             results.totals = at<double>(totals);
+            cuda::launch(queue, results);
+        });
+    }
+
+    // `norm` has room for two float64: the L2 norm, and what is of no use here.
+    void norm(Address stream, Address norm) {
+        in_turn(stream, [&](const Queue& queue, bool captured) {
+            sum(queue, captured, {});
+            auto results = finish(captured);
+            results.norm = at<double>(norm);
             cuda::launch(queue, results);
         });
     }
@@ -116,7 +141,8 @@ public:
         });
     }
 
-    HostTable gradient_table(const py::object& grads) const {
+    GradTable gradient_table(const py::object& grads) const {
+        weights_.items().check_unmoved();  // before addresses are compared
         BoundGrads bound = weights_.bind(grads, penalized_, true);
         std::vector<Span> weights(weights_.spans().begin(), weights_.spans().end()), targets;
         for (const Span& span : weights) targets.push_back({nullptr, 0, nullptr, 0, span.dtype, false});
@@ -124,19 +150,20 @@ public:
             weights[bound.buffers[k]] = bound.weights[k];
             targets[bound.buffers[k]] = bound.grads[k];
         }
-        return HostTable(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches));
+        return grad_table(*bound.items,
+                          HostTable(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches)));
     }
 
-    void add_grad(Address stream, const HostTable& table, Address uploaded, double upstream) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
-            differentiate(queue, captured, table, uploaded, upstream, false);
+    void add_grad(Address stream, const GradTable& grads, Address uploaded, double upstream) {
+        with_grads(stream, grads, [&](const Queue& queue, bool captured) {
+            differentiate(queue, captured, grads.table, uploaded, upstream, false);
         });
     }
 
-    void value_and_grad(Address stream, const HostTable& table, Address uploaded, double upstream, Address value,
+    void value_and_grad(Address stream, const GradTable& grads, Address uploaded, double upstream, Address value,
                         bool wide) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
-            differentiate(queue, captured, table, uploaded, upstream, true);
+        with_grads(stream, grads, [&](const Queue& queue, bool captured) {
+            differentiate(queue, captured, grads.table, uploaded, upstream, true);
             finish_penalty(queue, captured, value, 0, wide);
         });
     }
@@ -144,15 +171,18 @@ public:
     void prox(Address stream, double step) { update(stream, cuda::UpdateArguments::proximal, step); }
     void decay(Address stream, double rate) { update(stream, cuda::UpdateArguments::decay, rate); }
 
-    HostTable norm_table(const py::object& grads) const {
+    GradTable norm_table(const py::object& grads) const {
+        weights_.items().check_unmoved();
         BoundGrads bound = weights_.bind_grads(grads);
-        return HostTable(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches));
+        return grad_table(*bound.items,
+                          HostTable(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches)));
     }
 
     // `norm` is two float64: the norm of the table's buffers, and the factor that they are scaled by.
-    void clip(Address stream, const HostTable& table, Address uploaded, Address workspace, Address captured_workspace,
+    void clip(Address stream, const GradTable& grads, Address uploaded, Address workspace, Address captured_workspace,
               double max_norm, Address norm) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
+        const HostTable& table = grads.table;
+        with_grads(stream, grads, [&](const Queue& queue, bool captured) {
             const Address room = captured ? captured_workspace : workspace;
             const cuda::Workspace space = workspace_at(room, table);
             cuda::clear(queue, at<void>(room), workspace_bytes(table));
@@ -182,7 +212,8 @@ private:
     // graph that is captured cannot wait for what is outside of it.
     template <class Run>
     void in_turn(Address stream, const Run& run) {
-        weights_.items().check_unmoved();
+        weights_.items().check_unmoved(kMostChecked);
+        const py::gil_scoped_release release;  // a full queue may have to wait for a callback that wants it
         const std::lock_guard<std::mutex> lock(mutex_);
         const Queue on = queue(stream);
         const bool captured = cuda::capturing(on);
@@ -192,6 +223,23 @@ private:
         run(on, captured);
         spoiled_[captured] = false;
         if (!captured) turns_.done(on);
+    }
+
+    // The same, between what is on the stream of the gradients' library before and what will be.
+    template <class Run>
+    void with_grads(Address stream, const GradTable& grads, const Run& run) {
+        in_turn(stream, [&](const Queue& on, bool captured) {
+            const bool apart = grads.has_stream && grads.stream != on.stream && !captured;
+            if (apart) cuda::wait(on, grads.stream);
+            run(on, captured);
+            if (apart) cuda::wait({on.device, grads.stream}, on.stream);
+        });
+    }
+
+    static GradTable grad_table(const Items& items, HostTable table) {
+        GradTable grads{std::move(table), false, nullptr};
+        grads.has_stream = items.current_stream(&grads.stream);
+        return grads;
     }
 
     cuda::Workspace workspace(bool captured) const { return workspace_at(workspaces_[captured], table_); }
@@ -226,7 +274,7 @@ private:
 
     void update(Address stream, cuda::UpdateArguments::Kind kind, double number) {
         for (size_t i = 0; i < penalized_.size(); ++i)
-            if (penalized_[i]) weights_.check_writable(i);
+            if (kind == cuda::UpdateArguments::proximal ? penalized_[i] : decays_[i]) weights_.check_writable(i);
         in_turn(stream, [&](const Queue& queue, bool) {
             cuda::launch(queue, table_,
                          cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
@@ -235,7 +283,7 @@ private:
 
     BoundWeights weights_;
     HostTable table_;
-    std::vector<bool> penalized_;
+    std::vector<bool> penalized_, decays_;
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
@@ -252,36 +300,40 @@ void define_device_plan(py::module_& m) {
     m.def("cuda_toolkit", &cuda::toolkit);
     m.def("cuda_unavailable", &cuda::unavailable);
 
-    py::class_<HostTable>(m, "Table")
-        .def_property_readonly("bytes",
-                               [](const HostTable& table) {
-                                   return py::bytes(reinterpret_cast<const char*>(table.bytes().data()),
-                                                    table.bytes().size());
-                               })
-        .def_property_readonly("workspace_bytes", &workspace_bytes);
+    m.attr("RELAXED_CAPTURE") = cuda::kRelaxedCapture;
+    m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"));
+
+    py::class_<GradTable>(m, "GradTable")
+        .def_property_readonly("bytes", [](const GradTable& grads) { return grads.table.bytes().size(); })
+        .def_property_readonly("workspace_bytes", [](const GradTable& grads) { return workspace_bytes(grads.table); })
+        .def(
+            "same", [](const GradTable& x, const GradTable& y) { return x.table.bytes() == y.table.bytes(); },
+            arg("other"));
 
     py::class_<DevicePlan>(m, "DevicePlan")
         .def_property_readonly("device", &DevicePlan::device)
         .def_property_readonly("dtypes", &DevicePlan::dtypes)
-        .def_property_readonly("table", &DevicePlan::table, py::return_value_policy::reference_internal)
+        .def_property_readonly("table_bytes", [](const DevicePlan& plan) { return plan.table().bytes().size(); })
+        .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return workspace_bytes(plan.table()); })
         .def("stream", &DevicePlan::stream)
         .def("capturing", &DevicePlan::capturing, arg("stream"))
         .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
              arg("captured"))
-        .def("upload", &DevicePlan::upload, arg("stream"), arg("table"), arg("to"))
+        .def("upload", &DevicePlan::upload, arg("stream"), arg("grads"), arg("to"))
         .def("settle", &DevicePlan::settle, arg("stream"))
         .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
         .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
+        .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))
         .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
         .def("value", &DevicePlan::value, arg("stream"), arg("value"), arg("values"), arg("wide"))
         .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
-        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("table"), arg("uploaded"), arg("upstream"))
-        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("table"), arg("uploaded"),
+        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("grads"), arg("uploaded"), arg("upstream"))
+        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("grads"), arg("uploaded"),
              arg("upstream"), arg("value"), arg("wide"))
         .def("prox", &DevicePlan::prox, arg("stream"), arg("step"))
         .def("decay", &DevicePlan::decay, arg("stream"), arg("rate"))
         .def("norm_table", &DevicePlan::norm_table, arg("grads"))
-        .def("clip", &DevicePlan::clip, arg("stream"), arg("table"), arg("uploaded"), arg("workspace"), arg("captured"),
+        .def("clip", &DevicePlan::clip, arg("stream"), arg("grads"), arg("uploaded"), arg("workspace"), arg("captured"),
              arg("max_norm"), arg("norm"));
 }
 

@@ -5,8 +5,10 @@
 // A phase must not read what another lane writes in it, nor, in memory, what one wrote since the last barrier.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
-#include <cstring>
+
+#include "../canon.hpp"
 
 #if defined(__CUDACC__)
 #define FUSED_PENALTIES_DEVICE __device__ __forceinline__
@@ -44,6 +46,29 @@ FUSED_PENALTIES_DEVICE void each_lane(const Phase& phase) {
 
 // Orders what the lanes write to memory before what they read after.
 FUSED_PENALTIES_DEVICE void barrier() { __syncwarp(); }
+
+// Says that an address that was itself read from memory is one of device memory: accesses to what might be anywhere
+// are slower.
+template <class T>
+FUSED_PENALTIES_DEVICE T* in_device_memory(T* address) {
+    __builtin_assume(__isGlobal(address));
+    return address;
+}
+
+// The GPU's |x| is free in the instruction that uses it.
+FUSED_PENALTIES_DEVICE float magnitude(float x) { return fabsf(x); }
+FUSED_PENALTIES_DEVICE double magnitude(double x) { return fabs(x); }
+
+// x·y + z, rounded once.
+FUSED_PENALTIES_DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
+FUSED_PENALTIES_DEVICE double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
+
+// Tells the compiler what it cannot see.
+template <class Real>
+FUSED_PENALTIES_DEVICE Real not_zero(Real value) {
+    __builtin_assume(value != 0);
+    return value;
+}
 
 // Within a phase: keeps the compiler from working on what follows before it is done with what is before, which
 // would need more registers than there are.
@@ -96,6 +121,17 @@ inline void each_lane(const Phase& phase) {
 
 inline void barrier() {}
 inline void in_order() {}
+template <class Real>
+inline Real not_zero(Real value) {
+    return value;
+}
+using canon::magnitude;
+inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
+inline double fused(double x, double y, double z) { return std::fma(x, y, z); }
+template <class T>
+inline T* in_device_memory(T* address) {
+    return address;
+}
 
 template <class T>
 inline PerLane<T> partner(const PerLane<T>& values, int mask) {

@@ -14,9 +14,8 @@ namespace {
 
 constexpr int kWarps = 4;  // of a block of threads
 constexpr int kThreads = kWarps * kLanes;
-// With so many blocks of threads on a multiprocessor, enough bytes are in flight to fill the memory's latency. The
-// gradient reads two buffers at a time and has more to keep.
-constexpr int kResident = 4, kResidentGradient = 3;
+// With so many blocks of threads on a multiprocessor, enough bytes are in flight to fill the memory's latency.
+constexpr int kResident = 4;
 // Small enough that the last chunks end together, large enough that adding a chunk's sums to the buffer's, with
 // atomics, is nothing.
 constexpr uint64_t kChunksPerWarp = 4, kMostBlocksPerChunk = 8;
@@ -27,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(const __grid_c
     sum(arguments, shared[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
 }
 
-__global__ void __launch_bounds__(kThreads, kResidentGradient)
+__global__ void __launch_bounds__(kThreads, kResident)
     gradient_kernel(const __grid_constant__ GradientArguments arguments) {
     __shared__ Shared shared[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
@@ -78,6 +77,12 @@ private:
 
 cudaStream_t stream_of(const Queue& queue) { return static_cast<cudaStream_t>(queue.stream); }
 
+unsigned long long id_of(const Queue& queue) {
+    unsigned long long id = 0;
+    CHECK(cudaStreamGetId(stream_of(queue), &id));
+    return id;
+}
+
 uint64_t multiprocessors(int device) {
     constexpr int kDevices = 64;
     static std::atomic<int> known[kDevices];
@@ -100,23 +105,20 @@ void start(const Queue& queue, void (*kernel)(Arguments), Arguments arguments, u
 
 // Launches a kernel for the blocks [first, end) of the table.
 template <class Arguments>
-void start_range(const Queue& queue, void (*kernel)(Arguments), Arguments arguments, int resident, uint64_t first,
-                 uint64_t end) {
+void start_range(const Queue& queue, void (*kernel)(Arguments), Arguments arguments, uint64_t first, uint64_t end) {
     if (first == end) return;
-    const uint64_t warps = multiprocessors(queue.device) * uint64_t(resident) * kWarps;
+    const uint64_t warps = multiprocessors(queue.device) * uint64_t(kResident) * kWarps;
     const uint64_t step =
         std::min(std::max<uint64_t>((end - first) / (warps * kChunksPerWarp), 1), kMostBlocksPerChunk);
     arguments.range = {first, end, step};
-    start(queue, kernel, arguments, (end - first + step - 1) / step, resident);
+    start(queue, kernel, arguments, (end - first + step - 1) / step, kResident);
 }
 
 template <class Arguments>
-void start_change(const Queue& queue, void (*kernel)(Arguments), const Arguments& arguments, int resident,
-                  const HostTable& table) {
+void start_change(const Queue& queue, void (*kernel)(Arguments), const Arguments& arguments, const HostTable& table) {
     const OnDevice device(queue.device);
-    if (!table.in_turn()) return start_range(queue, kernel, arguments, resident, 0, table.blocks());
-    for (size_t i = 0; i < table.buffers(); ++i)
-        start_range(queue, kernel, arguments, resident, table.begin(i), table.end(i));
+    if (!table.in_turn()) return start_range(queue, kernel, arguments, 0, table.blocks());
+    for (size_t i = 0; i < table.buffers(); ++i) start_range(queue, kernel, arguments, table.begin(i), table.end(i));
 }
 
 }  // namespace
@@ -124,13 +126,46 @@ void start_change(const Queue& queue, void (*kernel)(Arguments), const Arguments
 std::string toolkit() { return std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__); }
 
 std::string unavailable() {
-    int devices = 0;
+    int devices = 0, major = 0, minor = 0, newest = 0;
     cudaError_t error = cudaGetDeviceCount(&devices);
+    for (int device = 0; device < devices && error == cudaSuccess; ++device) {
+        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+        newest = std::max(newest, 10 * major + minor);
+    }
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+        return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+    }
+    if (newest >= 75) return "";
+    return "its compute capability is " + std::to_string(newest / 10) + "." + std::to_string(newest % 10) +
+           "; wanted at least 7.5";
+}
+
+void prepare(int device) {
+    const OnDevice on(device);
     cudaFuncAttributes attributes;
-    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, sum_kernel);
-    if (error == cudaSuccess) return "";
-    cudaGetLastError();
-    return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+    CHECK(cudaFuncGetAttributes(&attributes, sum_kernel));
+    CHECK(cudaFuncGetAttributes(&attributes, gradient_kernel));
+    CHECK(cudaFuncGetAttributes(&attributes, update_kernel));
+    CHECK(cudaFuncGetAttributes(&attributes, finish_kernel));
+}
+
+int exchange_capture_mode(int mode) {
+    static_assert(kRelaxedCapture == cudaStreamCaptureModeRelaxed, "CUDA's number");
+    auto exchanged = static_cast<cudaStreamCaptureMode>(mode);
+    CHECK(cudaThreadExchangeStreamCaptureMode(&exchanged));
+    return exchanged;
+}
+
+void wait(const Queue& queue, void* stream) {
+    const OnDevice device(queue.device);
+    cudaEvent_t event;
+    CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_of(queue), event);
+    cudaEventDestroy(event);
+    CHECK(error);
 }
 
 bool capturing(const Queue& queue) {
@@ -153,15 +188,15 @@ void clear(const Queue& queue, void* to, size_t bytes) {
 
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
     const OnDevice device(queue.device);
-    start_range(queue, sum_kernel, arguments, kResident, 0, table.blocks());
+    start_range(queue, sum_kernel, arguments, 0, table.blocks());
 }
 
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments) {
-    start_change(queue, gradient_kernel, arguments, kResidentGradient, table);
+    start_change(queue, gradient_kernel, arguments, table);
 }
 
 void launch(const Queue& queue, const HostTable& table, UpdateArguments arguments) {
-    start_change(queue, update_kernel, arguments, kResident, table);
+    start_change(queue, update_kernel, arguments, table);
 }
 
 void launch(const Queue& queue, const FinishArguments& arguments) {
@@ -174,9 +209,9 @@ Turns::~Turns() {
 }
 
 void Turns::wait(const Queue& queue) {
-    // The default stream of each thread has one name for all of them.
-    if (!event_ || (last_ == queue.stream && queue.stream != cudaStreamPerThread)) return;
+    if (!event_) return;
     const OnDevice device(queue.device);
+    if (last_ == id_of(queue)) return;
     CHECK(cudaStreamWaitEvent(stream_of(queue), static_cast<cudaEvent_t>(event_)));
 }
 
@@ -188,7 +223,7 @@ void Turns::done(const Queue& queue) {
         event_ = event;
     }
     CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(queue)));
-    last_ = queue.stream;
+    last_ = id_of(queue);
 }
 
 }  // namespace cuda

@@ -21,6 +21,16 @@ struct Queue {
     void* stream;  // a cudaStream_t
 };
 
+// Loads what will be launched on the device, since that may not be done while a graph is captured.
+void prepare(int device);
+
+// Lets this thread allocate while it captures a graph, or not, and returns what was the case before.
+int exchange_capture_mode(int mode);
+constexpr int kRelaxedCapture = 2;
+
+// Lets what is put on a queue from now on wait for what is on another stream now.
+void wait(const Queue& queue, void* stream);
+
 // True while calls on the stream are recorded for a graph instead of run.
 bool capturing(const Queue& queue);
 
@@ -48,7 +58,7 @@ public:
 
 private:
     void* event_ = nullptr;
-    void* last_ = nullptr;  // the stream
+    unsigned long long last_ = 0;  // the stream's id: its handle may be another stream's by now
 };
 
 }  // namespace cuda

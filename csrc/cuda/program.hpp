@@ -12,9 +12,10 @@ namespace cuda {
 
 // ---- one block
 
+// n elements as they lie in memory, in words: registers have no smaller parts.
 template <class Element, int n>
 struct alignas(16) Pack {
-    Element at[n];
+    uint32_t words[n * int(sizeof(Element)) / 4];
 };
 
 // Room for what one lane reads or writes at a time, in shared memory: elements that cannot be accessed 16 bytes at a
@@ -35,41 +36,57 @@ public:
     template <int n>
     FUSED_PENALTIES_DEVICE Pack<Element, n> read(int i) const {
         Pack<Element, n> pack;
-        memcpy(&pack, __builtin_assume_aligned(data_ + i * int(sizeof(Element)), 16), sizeof pack);
+        memcpy(&pack, sixteen_at(i), sizeof pack);
         return pack;
     }
     template <int n>
     FUSED_PENALTIES_DEVICE void write(int i, const Pack<Element, n>& pack) const {
-        memcpy(__builtin_assume_aligned(data_ + i * int(sizeof(Element)), 16), &pack, sizeof pack);
+        memcpy(sixteen_at(i), &pack, sizeof pack);
     }
 
-    // The same, one by one: zero past the end, and nothing written there.
+    // The same, one by one: zero past the end, and nothing written there. Contiguous elements are at least read all
+    // together.
     template <int n>
     FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
+        Pack<Element, n> pack;
+        if (place_.rank == 0 && i + n <= n_) {
+            const Element* from = at(i);
+            Element parts[n];
+            FUSED_PENALTIES_UNROLLED
+            for (int k = 0; k < n; ++k) parts[k] = from[k];
+            memcpy(&pack, parts, sizeof pack);
+            return pack;
+        }
         auto* elements = reinterpret_cast<Element*>(stage);
         FUSED_PENALTIES_ROLLED
         for (int k = 0; k < n; ++k) elements[k] = i + k < n_ ? *at(i + k) : Element{};
-        return *reinterpret_cast<const Pack<Element, n>*>(stage);
+        memcpy(&pack, __builtin_assume_aligned(stage, 16), sizeof pack);
+        return pack;
     }
     template <int n>
     FUSED_PENALTIES_DEVICE void scatter(int i, const Pack<Element, n>& pack, unsigned char* stage) const {
-        *reinterpret_cast<Pack<Element, n>*>(stage) = pack;
+        memcpy(__builtin_assume_aligned(stage, 16), &pack, sizeof pack);
         const auto* elements = reinterpret_cast<const Element*>(stage);
         FUSED_PENALTIES_ROLLED
         for (int k = 0; k < n && i + k < n_; ++k) *at(i + k) = elements[k];
     }
 
 private:
+    FUSED_PENALTIES_DEVICE void* sixteen_at(int i) const {
+        return __builtin_assume_aligned(in_device_memory(data_ + i * int(sizeof(Element))), 16);
+    }
+
     FUSED_PENALTIES_DEVICE Element* at(int i) const {
-        if (place_.rank == 0) return reinterpret_cast<Element*>(data_) + i;
+        if (place_.rank == 0) return in_device_memory(reinterpret_cast<Element*>(data_) + i);
         unsigned char* address = place_.data;
         uint64_t index = first_ + uint64_t(i);
+        FUSED_PENALTIES_ROLLED
         for (int k = place_.rank; k-- > 0;) {
             const Axis& axis = axes_[place_.axes + uint32_t(k)];
             address += int64_t(index % uint64_t(axis.extent)) * axis.stride;
             index /= uint64_t(axis.extent);
         }
-        return reinterpret_cast<Element*>(address);
+        return in_device_memory(reinterpret_cast<Element*>(address));
     }
 
     const Place& place_;
@@ -89,43 +106,80 @@ FUSED_PENALTIES_DEVICE int first_of(int row, int lane) {
     return row * canon::lanes<Type> + lane * kOwn<Type>;
 }
 
+// Elements as numbers.
+template <class Type, int n>
+struct Values {
+    canon::Compute<Type> at[n];
+};
+
+template <class Type, int n>
+FUSED_PENALTIES_DEVICE Values<Type, n> unpack(const Pack<typename Type::Element, n>& pack) {
+    Values<Type, n> values;
+    if constexpr (sizeof(typename Type::Element) == 2) {
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < n / 2; ++k) {
+            const uint32_t word = pack.words[k];
+            if constexpr (!std::is_same<Type, canon::Float16>::value) {
+                values.at[2 * k] = canon::float_of_bits(word << 16);
+                values.at[2 * k + 1] = canon::float_of_bits(word & 0xffff0000u);
+            } else {
+#if defined(__CUDA_ARCH__)
+                __half2 halves;
+                memcpy(&halves, &word, sizeof halves);
+                const float2 pair = __half22float2(halves);
+                values.at[2 * k] = pair.x;
+                values.at[2 * k + 1] = pair.y;
+#else
+                values.at[2 * k] = canon::float_of_half(uint16_t(word));
+                values.at[2 * k + 1] = canon::float_of_half(uint16_t(word >> 16));
+#endif
+            }
+        }
+    } else {
+        memcpy(values.at, pack.words, sizeof pack);
+    }
+    return values;
+}
+
+template <class Type, int n>
+FUSED_PENALTIES_DEVICE Pack<typename Type::Element, n> repack(const Values<Type, n>& values) {
+    Pack<typename Type::Element, n> pack;
+    if constexpr (sizeof(typename Type::Element) == 2) {
+        FUSED_PENALTIES_UNROLLED
+        for (int k = 0; k < n / 2; ++k) {
+            uint16_t low, high;
+            canon::write(Type{}, &low, values.at[2 * k]);
+            canon::write(Type{}, &high, values.at[2 * k + 1]);
+            pack.words[k] = low | uint32_t(high) << 16;
+        }
+    } else {
+        memcpy(pack.words, values.at, sizeof pack);
+    }
+    return pack;
+}
+
 // One lane's share of the tree's lanes, over the rows.
 template <class Type>
 struct Share {
     Lane<typename Type::Real> lane[kOwn<Type>];
-    uint32_t largest;  // the magnitude's bits, for bfloat16
+    float largest;  // magnitude, for bfloat16, but for NaN, with which it does not matter
 
     FUSED_PENALTIES_DEVICE void clear() {
+        FUSED_PENALTIES_UNROLLED
         for (int k = 0; k < kOwn<Type>; ++k) lane[k] = {0, 0};
         largest = 0;
     }
 
-    FUSED_PENALTIES_DEVICE void add(const Pack<typename Type::Element, kOwn<Type>>& pack) {
+    // canon::accumulate. Where the square is exact, fusing it with the sum changes nothing but the time.
+    FUSED_PENALTIES_DEVICE void add(const Values<Type, kOwn<Type>>& values) {
+        constexpr bool exact =
+            !std::is_same<Type, canon::Float64>::value && !std::is_same<Type, canon::BFloat16>::value;
         FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < kOwn<Type>; ++k) add(k, pack.at[k]);
-    }
-
-private:
-    FUSED_PENALTIES_DEVICE void add(int k, typename Type::Element element) {
-#if defined(__CUDA_ARCH__)
-        // Where the square is exact, fusing it with the sum changes nothing but the time.
-        if constexpr (std::is_same<Type, canon::Float32>::value || std::is_same<Type, canon::WideBFloat16>::value) {
-            const double x = canon::magnitude(Type::read(element));
-            lane[k].a = __dadd_rn(lane[k].a, x);
-            lane[k].s = __fma_rn(x, x, lane[k].s);
-        } else if constexpr (std::is_same<Type, canon::Float16>::value) {
-            const float x = canon::magnitude(Type::read(element));
-            lane[k].a = __fadd_rn(lane[k].a, x);
-            lane[k].s = __fmaf_rn(x, x, lane[k].s);
-        } else {
-            canon::accumulate<Type>(lane[k], element);
-        }
-#else
-        canon::accumulate<Type>(lane[k], element);
-#endif
-        if constexpr (std::is_same<Type, canon::BFloat16>::value) {
-            const uint32_t bits = element & 0x7fffu;
-            largest = bits > largest ? bits : largest;
+        for (int k = 0; k < kOwn<Type>; ++k) {
+            const typename Type::Real x = values.at[k];
+            lane[k].a = canon::add(lane[k].a, magnitude(x));
+            lane[k].s = exact ? fused(x, x, lane[k].s) : canon::add(lane[k].s, canon::multiply(x, x));
+            if constexpr (std::is_same<Type, canon::BFloat16>::value) largest = fmaxf(largest, magnitude(x));
         }
     }
 };
@@ -201,8 +255,26 @@ FUSED_PENALTIES_DEVICE uint32_t largest_of(PerLane<uint32_t> values) {
 template <class Type>
 FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares) {
     PerLane<uint32_t> largest;
-    each_lane([&](int lane) { largest[lane] = shares[lane].largest; });
+    each_lane([&](int lane) { largest[lane] = canon::bits_of_float(shares[lane].largest) >> 16; });
     return canon::needs_wide_lanes(largest_of(largest));
+}
+
+// The 16 bytes, or as many elements, that a lane has in each of several rows; zero where a row ends before them.
+template <class Type, class Element, int together>
+FUSED_PENALTIES_DEVICE void read_rows(const Elements<Element>& elements, int row, int lane,
+                                      Pack<Element, kOwn<Type>> (&packs)[together]) {
+    constexpr int own = kOwn<Type>;
+    const int n = elements.size();
+    if ((row + together) * canon::lanes<Type> <= n) {  // as in most blocks; then no load has to ask
+        FUSED_PENALTIES_UNROLLED
+        for (int r = 0; r < together; ++r) packs[r] = elements.template read<own>(first_of<Type>(row + r, lane));
+    } else {
+        FUSED_PENALTIES_UNROLLED
+        for (int r = 0; r < together; ++r) {
+            const int first = first_of<Type>(row + r, lane);
+            packs[r] = first + own <= n ? elements.template read<own>(first) : Pack<Element, own>{};
+        }
+    }
 }
 
 // The first row of a block that is not, or not wholly, read 16 bytes at a time.
@@ -226,13 +298,9 @@ FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Elemen
         for (int row = 0; row * canon::lanes<Type> < n; row += together) {
             each_lane([&](int lane) {
                 Packed packs[together];
+                read_rows<Type>(elements, row, lane, packs);
                 FUSED_PENALTIES_UNROLLED
-                for (int r = 0; r < together; ++r) {
-                    const int first = first_of<Type>(row + r, lane);
-                    packs[r] = first + own <= n ? elements.template read<own>(first) : Packed{};
-                }
-                FUSED_PENALTIES_UNROLLED
-                for (int r = 0; r < together; ++r) shares[lane].add(packs[r]);
+                for (int r = 0; r < together; ++r) shares[lane].add(unpack<Type>(packs[r]));
             });
         }
     }
@@ -241,23 +309,11 @@ FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Elemen
         each_lane([&](int lane) {
             const int first = first_of<Type>(row, lane);
             if (first >= n || (elements.aligned() && first + own <= n)) return;
-            shares[lane].add(elements.template gather<own>(first, stage + lane * kStage));
+            shares[lane].add(unpack<Type>(elements.template gather<own>(first, stage + lane * kStage)));
         });
     }
     if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
     return fold<Type>(shares);
-}
-
-template <class Type>
-FUSED_PENALTIES_DEVICE canon::Compute<Type> value_of(typename Type::Element element) {
-    return canon::Compute<Type>(Type::read(element));
-}
-
-template <class Type>
-FUSED_PENALTIES_DEVICE typename Type::Element element_of(canon::Compute<Type> value) {
-    typename Type::Element element;
-    canon::write(Type{}, &element, value);
-    return element;
 }
 
 // Both sums of one block of weights, and in the same read its gradient, which is added to `grads` unless they are
@@ -277,12 +333,22 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     PerLane<Share<Type>> shares;
     each_lane([&](int lane) { shares[lane].clear(); });
     const auto change = [&](int lane, const Weights& w, Grads& g) {
-        shares[lane].add(w);
-        FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < own; ++k) {
-            const Real grad = Real(value_of<Target>(g.at[k]));
-            g.at[k] = element_of<Target>(canon::gradient(value_of<Type>(w.at[k]), grad, x, y));
+        const auto weight = unpack<Type>(w);
+        auto grad = unpack<Target>(g);
+        shares[lane].add(weight);
+        const auto add_terms = [&](Real l1, Real l2) FUSED_PENALTIES_INLINE {
+            FUSED_PENALTIES_UNROLLED
+            for (int k = 0; k < own; ++k) grad.at[k] = canon::gradient(weight.at[k], Real(grad.at[k]), l1, l2);
+        };
+        // Asked once, and not again for every element.
+        if (y == 0) {
+            add_terms(x, 0);
+        } else if (x == 0) {
+            add_terms(0, not_zero(y));
+        } else {
+            add_terms(not_zero(x), not_zero(y));
         }
+        g = repack<Target>(grad);
     };
     if (aligned) {
         FUSED_PENALTIES_ROLLED
@@ -330,21 +396,18 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
     constexpr int together = 4;
     using Packed = Pack<typename Type::Element, own>;
     const int n = elements.size();
-    const auto changed = [&](Packed pack) {
+    const auto changed = [&](const Packed& pack) {
+        auto values = unpack<Type>(pack);
         FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < own; ++k) pack.at[k] = element_of<Type>(change(value_of<Type>(pack.at[k])));
-        return pack;
+        for (int k = 0; k < own; ++k) values.at[k] = change(values.at[k]);
+        return repack<Type>(values);
     };
     if (elements.aligned()) {
         FUSED_PENALTIES_ROLLED
         for (int row = 0; row * canon::lanes<Type> < n; row += together) {
             each_lane([&](int lane) {
                 Packed packs[together];
-                FUSED_PENALTIES_UNROLLED
-                for (int r = 0; r < together; ++r) {
-                    const int first = first_of<Type>(row + r, lane);
-                    packs[r] = first + own <= n ? elements.template read<own>(first) : Packed{};
-                }
+                read_rows<Type>(elements, row, lane, packs);
                 FUSED_PENALTIES_UNROLLED
                 for (int r = 0; r < together; ++r) {
                     const int first = first_of<Type>(row + r, lane);
@@ -422,12 +485,18 @@ FUSED_PENALTIES_DEVICE void each_block(const Buffer& buffer, uint64_t begin, uin
     }
 }
 
-// The sums of a run of blocks of one buffer.
+// The sums of what a warp reads of one buffer, until it comes to another.
 class Partial {
 public:
     // `row` is the warp's own, in shared memory, and zero.
-    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, int64_t* row, uint32_t i, const Buffer& buffer)
-        : workspace_(workspace), row_(row), i_(i), slot_(buffer.slot) {}
+    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, int64_t* row) : workspace_(workspace), row_(row) {}
+
+    // What is added from now on is this buffer's.
+    FUSED_PENALTIES_DEVICE void begin(uint32_t i, const Buffer& buffer) {
+        if (buffer.slot != slot_) flush();
+        i_ = i;
+        slot_ = buffer.slot;
+    }
 
     FUSED_PENALTIES_DEVICE void add(const PerLane<double>& sums) {
         each_lane([&](int lane) {
@@ -461,8 +530,8 @@ public:
 private:
     const Workspace& workspace_;
     int64_t* row_;
-    uint32_t i_;
-    int64_t slot_;
+    uint32_t i_ = 0;
+    int64_t slot_ = -1;
 };
 
 FUSED_PENALTIES_DEVICE void clear(int64_t* row) {
@@ -498,10 +567,11 @@ FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffe
 FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, uint32_t warp, uint32_t warps) {
     const Table& table = arguments.table;
     clear(shared.row);
+    Partial partial(arguments.workspace, shared.row);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               if (arguments.coefficients.l1 && !penalized(arguments.coefficients, i)) return;
-              Partial partial(arguments.workspace, shared.row, i, buffer);
+              partial.begin(i, buffer);
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
                   PerLane<double> sums;
                   bool wide = false;
@@ -512,8 +582,8 @@ FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, u
                   });
                   partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
               });
-              partial.flush();
           });
+    partial.flush();
 }
 
 // The gradient, and the sums in the same read.
@@ -521,6 +591,7 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                                      uint32_t warps) {
     const Table& table = arguments.table;
     clear(shared.row);
+    Partial partial(arguments.workspace, shared.row);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
@@ -528,7 +599,8 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
               const Factors factors = canon::gradient_factors(l1, l2, arguments.upstream);
               const DType dtype = buffer.weights.dtype;
               const bool idle = !buffer.target.data || (is(dtype, factors.x, 0) && is(dtype, factors.y, 0));
-              Partial partial(arguments.workspace, shared.row, i, buffer);
+              if (idle && !arguments.sum) return;
+              partial.begin(i, buffer);
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
                   PerLane<double> sums;
                   bool wide = false;
@@ -547,8 +619,8 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                   if (!arguments.sum) return;
                   partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
               });
-              if (arguments.sum) partial.flush();
           });
+    if (arguments.sum) partial.flush();
 }
 
 // A change of the targets alone.
@@ -703,7 +775,9 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
     each_lane([&](int) { fence(); });
     barrier();
     each_lane([&](int lane) { last[lane] = lane == 0 && atomic_next(workspace.finished) == warps - 1; });
-    if (ballot(last) == 0) return;
+    const bool others_follow = ballot(last) == 0;
+    barrier();
+    if (others_follow) return;
     each_lane([&](int lane) {
         fence();
         for (int k = lane; k < kRow; k += kLanes) {
@@ -723,9 +797,9 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
             arguments.totals[1] = squares[lane];
         }
         if (arguments.norm) {
-            const double norm = sqrt(squares[lane]);
+            const double norm = canon::quiet(sqrt(squares[lane]));
             arguments.norm[0] = norm;
-            arguments.norm[1] = arguments.max_norm / canon::add(norm, 1e-6);
+            arguments.norm[1] = arguments.max_norm / canon::add(norm, 1e-6);  // NaN, or at least 0
         }
     });
 }

@@ -7,27 +7,28 @@ whose pool hands it on in the order of the stream, so that nothing is waited for
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core
 from ._convention import FLOAT64, coefficient, widest
-from .cuda import cupy
+from .cuda import cupy, cupy_stream
 
-_TABLES = 8  # lists of gradients that a plan remembers
+_MOST_REMEMBERED = 8  # lists of gradients
 
 
 class _Uploaded(NamedTuple):
-    """A table of buffers on the device, with its workspaces if it has its own."""
+    """Gradients whose table is on the device, with workspaces if it needs its own."""
 
-    table: Any
-    address: int
-    workspaces: tuple[int, int]
+    grads: Any
+    stream: int
     memory: tuple[Any, ...]
+
+    def addresses(self) -> list[int]:
+        return [part.data.ptr for part in self.memory]
 
 
 class DevicePlan:
@@ -42,21 +43,18 @@ class DevicePlan:
         self.dtypes: list[str] = core.dtypes
         self._dtype = widest(self.dtypes) if dtype is None else dtype
         self._wide = self._dtype == FLOAT64
-        self._grads: OrderedDict[tuple[bool, int, bytes], _Uploaded] = OrderedDict()
+        self._remembered: list[_Uploaded] = []
         self._captured: list[_Uploaded] = []
-        with self._stream() as stream:
+        self._foreign: Any = None
+        with self.stream() as stream:
             self._refuse_capture(stream, "a plan cannot be made")
             # Held, so that it outlives the memory that is taken on it.
             self._home = self._cupy.cuda.get_current_stream(core.device)
-            n = len(self.dtypes)
-            self._weights = self._allocate(core.table, own_workspaces=True)
-            self._coefficients = self._cupy.empty((2, n), np.float64)
-            core.attach(
-                stream,
-                self._weights.address,
-                self._coefficients.data.ptr,
-                *self._weights.workspaces,
-            )
+            self._coefficients = self._cupy.empty((2, len(self.dtypes)), np.float64)
+            sizes = core.table_bytes, core.workspace_bytes, core.workspace_bytes
+            self._table, *self._workspaces = map(self._bytes, sizes)
+            parts = self._table, self._coefficients, *self._workspaces
+            core.attach(stream, *(part.data.ptr for part in parts))
 
     def __del__(self) -> None:
         # The memory goes back to the pool in the order of the stream that it was taken on.
@@ -64,13 +62,33 @@ class DevicePlan:
             with suppress(RuntimeError):  # an error here has nobody to hear it
                 self._core.settle(self._home.ptr)
 
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """The caller's stream, made CuPy's current one, of the weights' device, in the meantime."""
+        cuda, device = self._cupy.cuda, self._core.device
+        handle = self._core.stream()
+        with cuda.Device(device):
+            current = cuda.get_current_stream(device).ptr
+            if handle is None:
+                handle = current
+            with nullcontext() if handle == current else self._other_stream(handle):
+                if not self._core.capturing(handle):
+                    yield handle
+                    return
+                # CuPy may have to get more memory for a result, which a graph has no part in.
+                mode = _core.exchange_capture_mode(_core.RELAXED_CAPTURE)
+                try:
+                    yield handle
+                finally:
+                    _core.exchange_capture_mode(mode)
+
     def set_coefficients(self, l1: list[float], l2: list[float]) -> None:
-        with self._stream() as stream:
+        with self.stream() as stream:
             self._refuse_capture(stream, "the strengths cannot be set")
             self._core.set_coefficients(stream, l1, l2)
 
     def sums(self, threads: int | None = None) -> tuple[Any, Any, Any, Any]:
-        with self._stream() as stream:
+        with self.stream() as stream:
             n = len(self.dtypes)
             abs_square = self._cupy.empty((2, n), np.float64)
             totals = self._cupy.empty(2, np.float64)
@@ -78,103 +96,112 @@ class DevicePlan:
             self._core.sums(stream, address, address + 8 * n, totals.data.ptr)
         return abs_square[0], abs_square[1], totals[0], totals[1]
 
+    def host_sums(self) -> tuple[Any, Any]:
+        """Both sums of each buffer as NumPy arrays, which are waited for."""
+        with self.stream():
+            sum_abs, sum_square, *_ = self.sums()
+            return sum_abs.get(), sum_square.get()
+
+    def norm(self) -> Any:
+        """The L2 norm over all buffers."""
+        with self.stream() as stream:
+            norm = self._cupy.empty(2, np.float64)
+            self._core.norm(stream, norm.data.ptr)
+        return norm[0]
+
     def limbs(self) -> Any:
-        with self._stream() as stream:
+        """Those of every buffer as a NumPy array, which is waited for."""
+        with self.stream() as stream:
             limbs = self._cupy.empty((len(self.dtypes), 2, _core.LIMBS), np.int64)
             self._core.limbs(stream, limbs.data.ptr)
             return limbs.get()
 
     def value(self, threads: int | None = None) -> Any:
-        with self._stream() as stream:
+        with self.stream() as stream:
             value = self._cupy.empty((), self._dtype)
             self._core.value(stream, value.data.ptr, 0, self._wide)
         return value
 
     def values(self, threads: int | None = None) -> Any:
         """Each of the dtype that is `value`'s, rounded as that of the buffer alone."""
-        with self._stream() as stream:
+        with self.stream() as stream:
             values = self._cupy.empty(len(self.dtypes), self._dtype)
             self._core.value(stream, 0, values.data.ptr, self._wide)
         return values
 
+    def asarray(self, value: Any) -> Any:
+        """A NumPy result as a CuPy array where all other results are."""
+        with self.stream():
+            return self._cupy.asarray(value)
+
     def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
-        table = self._core.gradient_table(grads)
-        with self._stream() as stream:
-            at = self._uploaded(table, stream, own_workspaces=False)
-            self._core.add_grad(stream, at.table, at.address, upstream)
+        found = self._core.gradient_table(grads)
+        with self.stream() as stream:
+            (table,) = self._uploaded(found, stream, workspaces=False)
+            self._core.add_grad(stream, found, table, upstream)
 
     def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
-        table = self._core.gradient_table(grads)
-        with self._stream() as stream:
-            at = self._uploaded(table, stream, own_workspaces=False)
+        found = self._core.gradient_table(grads)
+        with self.stream() as stream:
+            (table,) = self._uploaded(found, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
-            self._core.value_and_grad(
-                stream, at.table, at.address, upstream, value.data.ptr, self._wide
-            )
+            self._core.value_and_grad(stream, found, table, upstream, value.data.ptr, self._wide)
         return value
 
     def prox(self, step: float, threads: int | None = None) -> None:
-        with self._stream() as stream:
+        with self.stream() as stream:
             self._core.prox(stream, step)
 
     def decay(self, rate: float, threads: int | None = None) -> None:
-        with self._stream() as stream:
+        with self.stream() as stream:
             self._core.decay(stream, rate)
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
-        table = self._core.norm_table(grads)
-        with self._stream() as stream:
-            at = self._uploaded(table, stream, own_workspaces=True)
+        found = self._core.norm_table(grads)
+        with self.stream() as stream:
+            addresses = self._uploaded(found, stream, workspaces=True)
             norm = self._cupy.empty(2, np.float64)
-            self._core.clip(stream, at.table, at.address, *at.workspaces, max_norm, norm.data.ptr)
+            self._core.clip(stream, found, *addresses, max_norm, norm.data.ptr)
         return norm[0]
 
-    @contextmanager
-    def _stream(self) -> Iterator[int]:
-        """The caller's stream, where CuPy takes memory from in the meantime."""
-        cuda, device = self._cupy.cuda, self._core.device
-        stream = self._core.stream()
-        with cuda.Device(device):
-            current = cuda.get_current_stream(device).ptr
-            if stream is None or stream == current:
-                yield current
-            else:
-                with cuda.ExternalStream(stream, device):
-                    yield stream
+    def _other_stream(self, handle: int) -> Any:
+        if self._foreign is None or self._foreign.ptr != handle:
+            self._foreign = cupy_stream(handle)
+        return self._foreign
 
     def _refuse_capture(self, stream: int, what: str) -> None:
         if self._core.capturing(stream):
             raise RuntimeError(f"{what} while the stream is captured into a graph")
 
-    def _uploaded(self, table: Any, stream: int, own_workspaces: bool) -> _Uploaded:
-        """The table on the device: it is there already if the same gradients come again."""
-        # Of each stream, since its memory goes back to the pool in the order of that one.
-        key = own_workspaces, stream, table.bytes
-        found = self._grads.get(key)
-        if found is None:
-            self._refuse_capture(
-                stream,
-                "grads: these are new to the plan (a call before the capture makes them known), "
-                "and nothing can be uploaded",
-            )
-            found = self._allocate(table, own_workspaces)
-            self._core.upload(stream, table, found.address)
-            self._grads[key] = found
-            if len(self._grads) > _TABLES:
-                self._grads.popitem(last=False)
-        else:
-            self._grads.move_to_end(key)
-            if self._core.capturing(stream):
-                self._captured.append(found)  # for as long as the graph may run
-        return found
+    def _uploaded(self, grads: Any, stream: int, workspaces: bool) -> list[int]:
+        """Where the table, and its workspaces, are: already, if the same gradients come again.
 
-    def _allocate(self, table: Any, own_workspaces: bool) -> _Uploaded:
-        memory = [self._cupy.empty(len(table.bytes), np.uint8)]
-        if own_workspaces:
-            memory += [self._cupy.empty(table.workspace_bytes, np.uint8) for _ in range(2)]
-        address, *workspaces = (part.data.ptr for part in memory)
-        first, second = workspaces or (0, 0)
-        return _Uploaded(table, address, (first, second), tuple(memory))
+        The memory is another one for each stream, since it goes back to the pool in the order of
+        the one that it was taken on. What a graph has captured is kept as long as the plan.
+        """
+        captured = self._core.capturing(stream)
+        parts = 3 if workspaces else 1
+        known: _Uploaded
+        for known in reversed(self._remembered):
+            if len(known.memory) == parts and (captured or known.stream == stream):
+                if not known.grads.same(grads):
+                    continue
+                if captured:
+                    self._captured.append(known)
+                return known.addresses()
+        self._refuse_capture(
+            stream,
+            "grads: these are new to the plan (a call before the capture makes them known), and "
+            "nothing can be uploaded",
+        )
+        sizes = [grads.bytes, grads.workspace_bytes, grads.workspace_bytes][:parts]
+        found = _Uploaded(grads, stream, tuple(map(self._bytes, sizes)))
+        self._core.upload(stream, grads, found.memory[0].data.ptr)
+        self._remembered = [*self._remembered[1 - _MOST_REMEMBERED :], found]
+        return found.addresses()
+
+    def _bytes(self, count: int) -> Any:
+        return self._cupy.empty(count, np.uint8)
 
 
 def sums(items: Any, names: Any, single: bool, unique: bool) -> tuple[Any, Any, Any, Any]:
@@ -187,15 +214,17 @@ def partial_sums(items: Any, names: Any, single: bool) -> Any:
     return DevicePlan(_core.make_plan(items, names, single)).limbs()
 
 
-def penalty(
-    items: Sequence[Any],
-    names: Sequence[Any],
-    single: bool,
-    coefficients: Sequence[tuple[float, float]],
-    dtype: np.dtype[Any],
-) -> Any:
-    """The penalty of weights on a GPU, with coefficients that are not rounded yet."""
-    plan = DevicePlan(_core.make_plan(items, names, single), dtype)
+def plan_of(
+    items: Sequence[Any], names: Sequence[Any], single: bool, dtype: np.dtype[Any] | None
+) -> DevicePlan | None:
+    """A plan with results of this dtype, or their own; None if the weights are on the CPU, where
+    empty ones from a GPU may be too."""
+    core = _core.make_plan(items, names, single)
+    return None if isinstance(core, _core.Plan) else DevicePlan(core, dtype)
+
+
+def penalty(plan: DevicePlan, coefficients: Sequence[tuple[float, float]]) -> Any:
+    """The penalty under coefficients that are not rounded yet."""
     rounded = [
         [coefficient(dtype, one) for dtype, one in zip(plan.dtypes, ones, strict=True)]
         for ones in zip(*coefficients, strict=True)

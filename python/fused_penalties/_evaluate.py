@@ -11,7 +11,6 @@ import numpy as np
 from . import _convention, _core, _device
 from ._resolve import RegularizerLike
 from ._weights import adapt, collect, is_on_gpu
-from .cuda import cupy
 
 
 class Parts(NamedTuple):
@@ -65,21 +64,24 @@ def penalty(
     there are functions to be called.
     """
     work, dtype = _with_penalty(items, parts, names, single)
-    on_gpu = any(is_on_gpu(one.buffer) for one in work)
-    if on_gpu and not any(one.others for one in work):
-        value = _device.penalty(
-            [one.buffer for one in work],
-            tuple(one.label for one in work),
-            single,
-            [one.linear or (0.0, 0.0) for one in work],
-            dtype,
-        )
-        return value, dtype
+    buffers, labels = [one.buffer for one in work], [one.label for one in work]
+    plan = _device_plan(buffers, labels, single, dtype)
+    if plan and not any(one.others for one in work):
+        return _device.penalty(plan, [one.linear or (0.0, 0.0) for one in work]), dtype
     found = _terms_of(work, single)
     if not found:
         return None, dtype
     total = _convention.scalar(_convention.total(found), dtype)
-    return (cupy().asarray(total) if on_gpu else total), dtype
+    return (plan.asarray(total) if plan else total), dtype
+
+
+def _device_plan(
+    buffers: list[Any], labels: list[Any], single: bool, dtype: np.dtype[Any] | None = None
+) -> _device.DevicePlan | None:
+    """A plan with results of this dtype, or their own; None for weights on the CPU."""
+    if not any(map(is_on_gpu, buffers)):
+        return None
+    return _device.plan_of(buffers, tuple(labels), single, dtype)
 
 
 def _with_penalty(
@@ -109,9 +111,10 @@ def _terms_of(work: list[_Term], single: bool) -> list[float]:
             read[one.key] = len(buffers)
             buffers.append(one.buffer)
             labels.append(one.label)
-    sum_abs, sum_square, *_ = _core.sums(buffers, tuple(labels), single, None, False)
-    if not isinstance(sum_abs, np.ndarray):  # of weights on a GPU
-        sum_abs, sum_square = sum_abs.get(), sum_square.get()
+    plan = _device_plan(buffers, labels, single)
+    sum_abs, sum_square, *_ = (
+        plan.host_sums() if plan else _core.sums(buffers, tuple(labels), single, None, False)
+    )
 
     found = []
     for one in work:

@@ -52,8 +52,9 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
 def adapt(item: Any, label: str) -> Any:
     """What stands in for an item that is neither a NumPy array nor has a DLPack exchange table.
 
-    A NumPy or CuPy array of the same elements, a DLPack capsule, or the (type, id) of a device
-    that cannot be read. The extension calls this; ``label`` says in errors which item it is.
+    A NumPy array of the same elements; a DLPack capsule; a CuPy array and whether it may be
+    written; or the (type, id) of a device that cannot be read. The extension calls this; ``label``
+    says in errors which item it is.
     """
     if isinstance(item, np.ma.MaskedArray):
         raise TypeError(f"{label}: got a masked array; wanted one without a mask (see filled())")
@@ -64,8 +65,7 @@ def adapt(item: Any, label: str) -> Any:
     if hasattr(item, "__dlpack_device__"):
         return _from_dlpack(item, label)
     if hasattr(item, "__cuda_array_interface__"):
-        # CuPy keeps the rules of the interface's stream.
-        return cuda.cupy().asarray(item) if cuda.is_available() else (2, 0)
+        return _from_cuda_array_interface(item) if cuda.is_available() else (2, 0)
     if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
         return np.asarray(item)
     if _is_nested_numbers(item):
@@ -110,6 +110,34 @@ def is_on_gpu(item: Any) -> bool:
         return item.__dlpack_device__()[0] in _DLPACK_CUDA
     except (BufferError, RuntimeError, TypeError, ValueError):  # it is nowhere that DLPack knows
         return False
+
+
+class _Unordered:
+    """Memory under CUDA's array interface whose stream has been seen to."""
+
+    def __init__(self, item: Any, interface: dict[str, Any]) -> None:
+        self.item = item  # kept alive
+        self.__cuda_array_interface__ = {**interface, "stream": None}
+
+
+def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
+    """A CuPy array of the same memory, and whether it may be written.
+
+    CuPy alone would copy it to its current device and wait for its stream.
+    """
+    cupy = cuda.cupy()
+    interface = item.__cuda_array_interface__
+    pointer, read_only = interface["data"]
+    device = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else 0
+    with cupy.cuda.Device(device):
+        stream = interface.get("stream")
+        if stream is not None:
+            current = cupy.cuda.get_current_stream(device)
+            if stream not in (current.ptr, current.ptr or 1):
+                event = cupy.cuda.Event(disable_timing=True)
+                event.record(cuda.cupy_stream(stream))
+                current.wait_event(event)
+        return cupy.asarray(_Unordered(item, interface)), not read_only
 
 
 def _is_array(value: Any) -> bool:

@@ -56,6 +56,22 @@ def refusal(device: int) -> str:
     return "wanted memory of the CPU or of a CUDA device"
 
 
+class _Foreign:
+    """A stream of another library, under CUDA's stream protocol."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def cupy_stream(handle: int) -> Any:
+    """A stream of another library, of the current device, as CuPy's."""
+    stream = cupy().cuda.Stream
+    return stream.null if handle == 0 else stream.from_external(_Foreign(handle))
+
+
 def cupy() -> Any:
     """The module. RuntimeError if it is not installed."""
     if not (available := is_available()):

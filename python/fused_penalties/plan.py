@@ -6,6 +6,7 @@ import math
 import numbers
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from ._evaluate import Parts, called, with_dtype
 from ._resolve import RegularizerLike, Regularizers, resolve
 from ._sums import Sums
 from ._weights import collect
-from .cuda import cupy
 from .regularizers import Regularizer, parts_of
 
 
@@ -155,8 +155,7 @@ class Plan:
         The squares are added in float64: those of float16 weights don't overflow, those of float64
         weights beyond 1e154 do.
         """
-        total_square = self._core.sums(self._threads)[3]
-        return np.sqrt(total_square) if self._on_gpu else math.sqrt(total_square)
+        return self._core.norm() if self._on_gpu else math.sqrt(self._core.sums(self._threads)[3])
 
     def value(self) -> Any:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
@@ -165,7 +164,7 @@ class Plan:
             for _, buffer, functions in self._functions:
                 terms += called(functions, buffer)
             value = _convention.scalar(_convention.total(terms), self._dtype)
-            return cupy().asarray(value) if self._on_gpu else value
+            return self._core.asarray(value) if self._on_gpu else value
         value = self._core.value(self._threads)
         return value if self._on_gpu else _convention.scalar(value, self._dtype)
 
@@ -187,7 +186,7 @@ class Plan:
             values = narrow
         else:
             values = np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
-        return cupy().asarray(values) if self._on_gpu else values
+        return self._core.asarray(values) if self._on_gpu else values
 
     def named(self) -> dict[str, Any]:
         """Each buffer's penalty by its name, to be logged apart from the loss.
@@ -201,10 +200,11 @@ class Plan:
                 "(values() has the penalties in their order)"
             )
         dtypes = map(_convention.result_dtype, self._dtypes)
-        return {
-            name: penalty.astype(dtype, copy=False)
-            for name, penalty, dtype in zip(self.names, self.values(), dtypes, strict=True)
-        }
+        with self._core.stream() if self._on_gpu else nullcontext():
+            return {
+                name: penalty.astype(dtype, copy=False)
+                for name, penalty, dtype in zip(self.names, self.values(), dtypes, strict=True)
+            }
 
     def add_grad(self, grads: Any, upstream: Any = 1.0) -> None:
         """grads[i] += upstream * (l1 * sign(w) + 2 * l2 * w), in place, reading each weight once.
@@ -351,12 +351,9 @@ class Plan:
         if not self._on_gpu:
             terms: NDArray[np.float64] = self._core.values(self._threads)
             return terms
-        sum_abs, sum_square, *_ = self._core.sums()
-        sums = zip(sum_abs.get(), sum_square.get(), strict=True)
-        strengths = zip(self._dtypes, sums, self._l1, self._l2, strict=True)
-        return np.array(
-            [_convention.term(dtype, *pair, l1, l2) for dtype, pair, l1, l2 in strengths]
-        )
+        sums = self._core.host_sums()
+        each = zip(self._dtypes, *sums, self._l1, self._l2, strict=True)
+        return np.array([_convention.term(*one) for one in each])
 
     def _label(self, at: int) -> str:
         return f"weights[{at if self.names is None else self.names[at]!r}]"

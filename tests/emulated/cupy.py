@@ -2,40 +2,144 @@
 
 With an extension built with ``FUSED_PENALTIES_CUDA=EMULATED`` it lets the tests of the `cuda`
 marker run without a GPU: the same Python, the same binding, the same source of the kernels. As on a
-GPU, work waits on its stream until somebody synchronizes, and fresh memory holds nothing useful.
+GPU, work waits on its stream until somebody synchronizes, copies from the host do too, fresh memory
+holds nothing useful, and memory that is given back may be written by its stream's next work. There
+are two devices.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
-from typing import Any
+import threading
+import warnings
+import weakref
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fused_penalties import _core
 
-__version__ = "emulated"
+__version__ = "14.emulated"
+
+FRESH, FREED = 0xAB, 0xEF  # what fills memory that nobody wrote yet, and that of nobody any more
 
 _lib = ctypes.CDLL(_core.__file__)
-for _name in ("synchronize", "begin_capture", "end_capture"):
-    getattr(_lib, f"emulated_{_name}").argtypes = [ctypes.c_void_p]
-_lib.emulated_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-_lib.emulated_launch_graph.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_on_stream = [ctypes.c_int, ctypes.c_void_p]
+_pointer, _size, _number, _truth = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool
+_callback = ctypes.CFUNCTYPE(None)
+for _name, _arguments, _result in (
+    ("new_stream", [_number, _truth], _pointer),
+    ("synchronize", _on_stream, _truth),
+    ("synchronize_device", [_number], None),
+    ("step", [*_on_stream, _number], None),
+    ("waiting", _on_stream, _size),
+    ("idle", [], _truth),
+    ("copy", [*_on_stream, _pointer, _pointer, _size], None),
+    ("release", [*_on_stream, _pointer, _size], None),
+    ("sqrt", [*_on_stream, _pointer, _pointer], None),
+    ("call", [*_on_stream, _callback], None),
+    ("record", _on_stream, _number),
+    ("wait", [*_on_stream, _number], None),
+    ("begin_capture", [*_on_stream, _number], None),
+    ("may_allocate", [], _truth),
+    ("end_capture", _on_stream, _number),
+    ("launch_graph", [*_on_stream, _number], None),
+    ("fail", [ctypes.c_char_p, _number], None),
+    ("has_failed", [], _truth),
+    ("launches", [], _number),
+):
+    _function = getattr(_lib, f"emulated_{_name}")
+    _function.argtypes, _function.restype = _arguments, _result
 
-_in_use: list[np.ndarray[Any, Any]] = []  # what work that still waits may read or write
+# What work that still waits may read or write though nobody else has it any more.
+_given_back: list[Any] = []
 
 
-class _Memory:
-    def __init__(self, ptr: int, device_id: int) -> None:
-        self.ptr = ptr
-        self.device_id = device_id
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.device = 0
+        self.streams: dict[int, Any] = {}
+
+
+_local = _Local()
+
+
+def _keep(*objects: Any) -> None:
+    _given_back.extend(objects)
+
+
+def _settled() -> None:
+    if not _Graph.alive and _lib.emulated_idle():
+        _given_back.clear()
+
+
+# Memory.
+
+
+class _Block:
+    """One allocation, of the current device and in the order of its current stream."""
+
+    alive: ClassVar[weakref.WeakSet[_Block]] = weakref.WeakSet()
+
+    def __init__(self, size: int) -> None:
+        if not _lib.emulated_may_allocate():
+            raise RuntimeError(
+                "cudaErrorStreamCaptureUnsupported: no memory while this is captured"
+            )
+        room = np.full(size + 512, FRESH, np.uint8)
+        start = -room.ctypes.data % 512
+        self.bytes = room[start : start + size]
+        stream = get_current_stream()
+        where = stream._device, stream.ptr, self.bytes.ctypes.data, size
+        self.device = stream._device
+        _Block.alive.add(self)
+        weakref.finalize(self, self._release, room, where).atexit = False
+
+    @staticmethod
+    def _release(room: Any, where: tuple[int, int, int, int]) -> None:
+        _keep(room)
+        _lib.emulated_release(*where)
+
+
+class MemoryPointer:
+    def __init__(self, mem: Any, offset: int) -> None:
+        self.mem = mem
+        self.device_id: int = mem.device_id
+        self.ptr: int = mem.ptr + offset
+
+    def __add__(self, offset: int) -> MemoryPointer:
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
+
+class UnownedMemory:
+    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
+        self.ptr, self.size, self.owner = ptr, size, owner
+        self.device_id = _local.device if device_id < 0 else device_id
 
 
 class ndarray:
-    def __init__(self, array: np.ndarray[Any, Any], device: int) -> None:
-        self._array = array
-        self._device = device
+    """As CuPy's, its memory may be of any owner."""
+
+    def __init__(
+        self, shape: Any, dtype: Any = float, memptr: Any = None, strides: Any = None
+    ) -> None:
+        dtype = np.dtype(dtype)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if memptr is None:
+            block = _Block(int(np.prod(shape)) * dtype.itemsize)
+            memory = UnownedMemory(block.bytes.ctypes.data, block.bytes.size, block)
+            memptr = MemoryPointer(memory, 0)
+        self.data: MemoryPointer = memptr
+        # NumPy wants to see all of the memory that a view may reach.
+        self._array = np.empty(shape, dtype)
+        steps = self._array.strides if strides is None else tuple(strides)
+        if self._array.size == 0:
+            return
+        ends = [(n - 1) * step for n, step in zip(shape, steps, strict=True)]
+        low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
+        seen = (ctypes.c_char * (high - low + dtype.itemsize)).from_address(memptr.ptr + low)
+        self._array = np.ndarray(shape, dtype, seen, -low, steps)
 
     shape = property(lambda self: self._array.shape)
     strides = property(lambda self: self._array.strides)
@@ -43,31 +147,19 @@ class ndarray:
     ndim = property(lambda self: self._array.ndim)
     size = property(lambda self: self._array.size)
     nbytes = property(lambda self: self._array.nbytes)
-    T = property(lambda self: ndarray(self._array.T, self._device))
+    T = property(lambda self: self._view(self._array.T))
 
     @property
-    def data(self) -> _Memory:
-        return _Memory(self._array.ctypes.data if self.size else 0, self._device)
+    def device(self) -> Device:
+        return Device(self.data.device_id)
 
-    @property
-    def device(self) -> Any:
-        return cuda.Device(self._device)
+    def _view(self, array: np.ndarray[Any, Any]) -> ndarray:
+        offset = array.ctypes.data - self._array.ctypes.data if array.size else 0
+        return ndarray(array.shape, array.dtype, self.data + offset, array.strides)
 
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, self._device)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        stream = cuda.get_current_stream().ptr or 1
-        interface = dict(self._array.__array_interface__)
-        return {**interface, "version": 3, "stream": stream}
-
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        host = [x.get() if isinstance(x, ndarray) else x for x in inputs]
-        return asarray(getattr(ufunc, method)(*host, **options))
+    def __getitem__(self, key: Any) -> ndarray:
+        key = key if isinstance(key, tuple) else (key,)
+        return self._view(self._array[key if Ellipsis in key else (*key, ...)])
 
     def __len__(self) -> int:
         return len(self._array)
@@ -75,24 +167,15 @@ class ndarray:
     def __iter__(self) -> Any:
         return (self[k] for k in range(len(self)))
 
-    def __getitem__(self, key: Any) -> ndarray:
-        view = self._array[key]
-        if not isinstance(view, np.ndarray):
-            view = self._array[(*np.atleast_1d(key), ...)]
-        return ndarray(view, self._device)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """A copy in the order of the stream, for contiguous targets."""
-        target = self._array[key]
-        assert target.flags.c_contiguous
-        source = value._array if isinstance(value, ndarray) else value
-        source = np.ascontiguousarray(np.broadcast_to(source, target.shape).astype(target.dtype))
-        _in_use.append(source)
-        stream = cuda.get_current_stream().ptr
-        _lib.emulated_copy(stream, target.ctypes.data, source.ctypes.data, source.nbytes)
-
     def reshape(self, *shape: Any) -> ndarray:
-        return ndarray(self._array.reshape(*shape), self._device)
+        view = self._array.reshape(*shape)
+        assert np.may_share_memory(view, self._array) or not view.size, "copies are not played"
+        return self._view(view)
+
+    def view(self, dtype: Any = None) -> ndarray:
+        if isinstance(dtype, type) and issubclass(dtype, ndarray):
+            return dtype(self.shape, self.dtype, self.data, self.strides)
+        return self._view(self._array.view(dtype))
 
     def astype(self, dtype: Any, copy: bool = True) -> ndarray:
         return self if self.dtype == dtype and not copy else asarray(self.get().astype(dtype))
@@ -100,9 +183,23 @@ class ndarray:
     def copy(self) -> ndarray:
         return asarray(self.get())
 
+    # Between the host and the device, in the order of the current stream.
+
+    def set(self, arr: Any) -> None:
+        if not (self._array.flags.c_contiguous or self._array.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
+        order = "C" if self._array.flags.c_contiguous else "F"
+        assert (arr.dtype, arr.shape) == (self.dtype, self.shape)
+        source = np.array(arr, order=order)
+        _keep(source)
+        stream = get_current_stream()
+        _lib.emulated_copy(
+            stream._device, stream.ptr, self.data.ptr, source.ctypes.data, self.nbytes
+        )
+
     def get(self) -> Any:
-        cuda.get_current_stream().synchronize()
-        return self._array.copy() if self._array.ndim else self._array[()]
+        get_current_stream().synchronize()
+        return self._array.copy()
 
     def item(self) -> Any:
         return self.get().item()
@@ -114,16 +211,49 @@ class ndarray:
         return float(self.get())
 
     def __eq__(self, other: object) -> Any:
-        return self.get() == (other.get() if isinstance(other, ndarray) else other)
+        return asarray(self.get() == (other.get() if isinstance(other, ndarray) else other))
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-def empty(shape: Any, dtype: Any = np.float64) -> ndarray:
-    array = np.empty(shape, dtype)
-    array.reshape(-1).view(np.uint8)[...] = 0xAB
-    _in_use.append(array)
-    return ndarray(array, cuda.current)
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        assert (ufunc, method, self.ndim, self.dtype) == (np.sqrt, "__call__", 0, np.float64)
+        root, stream = empty((), np.float64), get_current_stream()
+        _lib.emulated_sqrt(stream._device, stream.ptr, root.data.ptr, self.data.ptr)
+        return root
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "strides": None if self._array.flags.c_contiguous else self.strides,
+            "data": (self.data.ptr, False),
+            "stream": get_current_stream().ptr or 1,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, self.data.device_id)
+
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+        import capsules
+
+        if self.dtype.kind != "f":
+            raise BufferError("dtype is not supported for dlpack export")
+        if stream is not None and stream != (get_current_stream().ptr or 1):
+            event = get_current_stream().record()
+            _lib.emulated_wait(self.data.device_id, 0 if stream == 1 else stream, event._number)
+        return capsules.capsule(self)
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    return ndarray(shape, dtype)
 
 
 def asarray(value: Any, dtype: Any = None) -> ndarray:
@@ -131,80 +261,192 @@ def asarray(value: Any, dtype: Any = None) -> ndarray:
         return value
     if hasattr(value, "__cuda_array_interface__"):
         interface = value.__cuda_array_interface__
-
-        class Host:
-            __array_interface__ = interface
-
-        return ndarray(np.asarray(Host()), cuda.current)
-    array = np.array(value, dtype)
-    _in_use.append(array)
-    return ndarray(array, cuda.current)
+        if (stream := interface.get("stream")) is not None:
+            assert stream != 0, "as the interface says"
+            _synchronize(_local.device, stream)
+        pointer = MemoryPointer(UnownedMemory(interface["data"][0], 0, value), 0)
+        return ndarray(interface["shape"], interface["typestr"], pointer, interface.get("strides"))
+    source = np.asarray(value, dtype)
+    array = empty(source.shape, source.dtype)
+    array.set(source)
+    return array
 
 
 def zeros_like(like: ndarray) -> ndarray:
     return asarray(np.zeros_like(like._array))
 
 
+def broadcast_to(array: ndarray, shape: Any) -> ndarray:
+    return array._view(np.broadcast_to(array._array, shape))
+
+
 def asnumpy(value: ndarray) -> Any:
     return value.get()
 
 
-class _Stream:
-    _pointers = itertools.count(1000)
+# Devices and streams.
 
-    def __init__(self, ptr: int | None = None, non_blocking: bool = False) -> None:
-        self.ptr = next(self._pointers) if ptr is None else ptr
-        self._before: list[_Stream] = []
 
-    def __enter__(self) -> _Stream:
-        self._before.append(cuda.stream)
-        cuda.stream = self
+class Device:
+    def __init__(self, device: int | None = None) -> None:
+        self.id = _local.device if device is None else int(device)
+        self._before: list[int] = []
+
+    def __enter__(self) -> Device:
+        self._before.append(_local.device)
+        _local.device = self.id
         return self
 
     def __exit__(self, *_: Any) -> None:
-        cuda.stream = self._before.pop()
+        _local.device = self._before.pop()
 
     def synchronize(self) -> None:
-        _lib.emulated_synchronize(self.ptr)
+        _lib.emulated_synchronize_device(self.id)
+        _settled()
 
-    def begin_capture(self) -> None:
-        _lib.emulated_begin_capture(self.ptr)
+
+def _synchronize(device: int, handle: int) -> None:
+    if not _lib.emulated_synchronize(device, handle):
+        raise RuntimeError("cudaErrorStreamCaptureUnsupported: it is captured")
+    _settled()
+
+
+class _BaseStream:
+    def __init__(self, ptr: int, device_id: int) -> None:
+        self.ptr, self.device_id = ptr, device_id
+        self._before: list[tuple[int, _BaseStream]] = []
+
+    @property
+    def _device(self) -> int:
+        return _local.device if self.device_id < 0 else self.device_id
+
+    def __enter__(self) -> Any:
+        device = _local.device
+        if self._device != device:
+            raise RuntimeError("The device that the stream is created on does not match")
+        self._before.append((device, get_current_stream()))
+        _local.streams[device] = self
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        device, before = self._before.pop()
+        _local.streams[device] = before
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return (0, self.ptr)
+
+    @property
+    def done(self) -> bool:
+        return not _lib.emulated_waiting(self._device, self.ptr)
+
+    def synchronize(self) -> None:
+        _synchronize(self._device, self.ptr)
+
+    def launch_host_func(self, callback: Any, arg: Any) -> None:
+        function = _callback(lambda: callback(arg))
+        _keep(function)
+        _lib.emulated_call(self._device, self.ptr, function)
+
+    def record(self, event: Event | None = None) -> Event:
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event: Event) -> None:
+        _lib.emulated_wait(self._device, self.ptr, event._number)
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        if self.ptr in (0, 1):
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        mode = runtime.streamCaptureModeRelaxed if mode is None else mode
+        _lib.emulated_begin_capture(self._device, self.ptr, mode)
 
     def end_capture(self) -> _Graph:
-        return _Graph(_lib.emulated_end_capture(self.ptr))
+        return _Graph(_lib.emulated_end_capture(self._device, self.ptr))
+
+
+class Stream(_BaseStream):
+    null: Stream
+    ptds: Stream
+
+    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
+        if null or ptds:
+            super().__init__(0 if null else 2, -1)
+        else:
+            device = _local.device
+            super().__init__(_lib.emulated_new_stream(device, not non_blocking), device)
+
+    @classmethod
+    def from_external(cls, obj: Any) -> Stream:
+        stream = cls.__new__(cls)
+        _BaseStream.__init__(stream, obj.__cuda_stream__()[1], _local.device)
+        return stream
+
+
+class ExternalStream(_BaseStream):
+    def __init__(self, ptr: int, device_id: int = -1) -> None:
+        warnings.warn("ExternalStream is deprecated.", DeprecationWarning, stacklevel=2)
+        super().__init__(ptr, device_id)
+
+
+Stream.null, Stream.ptds = Stream(null=True), Stream(ptds=True)
+
+
+class Event:
+    _number: int
+
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: _BaseStream | None = None) -> None:
+        stream = stream or get_current_stream()
+        self._number = _lib.emulated_record(stream._device, stream.ptr)
 
 
 class _Graph:
+    alive = 0
+
     def __init__(self, number: int) -> None:
         self._number = number
-        self._in_use = list(_in_use)  # for as long as it may run
+        _Graph.alive += 1
 
-    def launch(self, stream: _Stream | None = None) -> None:
-        _lib.emulated_launch_graph((stream or cuda.stream).ptr, self._number)
+    def __del__(self) -> None:
+        _Graph.alive -= 1
+
+    def launch(self, stream: _BaseStream | None = None) -> None:
+        stream = stream or get_current_stream()
+        _lib.emulated_launch_graph(stream._device, stream.ptr, self._number)
 
 
-class _Device:
-    def __init__(self, number: int) -> None:
-        self.id = number
+def get_current_stream(device_id: int = -1) -> _BaseStream:
+    return _local.streams.get(_local.device if device_id < 0 else device_id, Stream.null)
 
-    def __enter__(self) -> _Device:
-        self._before, cuda.current = cuda.current, self.id
-        return self
 
-    def __exit__(self, *_: Any) -> None:
-        cuda.current = self._before
+class runtime:
+    streamCaptureModeGlobal, streamCaptureModeThreadLocal, streamCaptureModeRelaxed = range(3)
+
+    @staticmethod
+    def getDeviceCount() -> int:
+        return 2
+
+    @staticmethod
+    def setDevice(device: int) -> None:
+        _local.device = device
+
+    @staticmethod
+    def pointerGetAttributes(ptr: int) -> Any:
+        for block in _Block.alive:
+            if 0 <= ptr - block.bytes.ctypes.data < block.bytes.size:
+                return SimpleNamespace(device=block.device)
+        raise RuntimeError("cudaErrorInvalidValue: no memory of a device")
 
 
 class cuda:
-    current = 0
-    Device = _Device
-    Stream = _Stream
-    stream = _Stream(0)
-
-    @staticmethod
-    def ExternalStream(ptr: int, device_id: int = -1) -> _Stream:
-        return _Stream(ptr)
-
-    @staticmethod
-    def get_current_stream(device_id: int = -1) -> _Stream:
-        return cuda.stream
+    Device = Device
+    Event = Event
+    ExternalStream = ExternalStream
+    MemoryPointer = MemoryPointer
+    Stream = Stream
+    UnownedMemory = UnownedMemory
+    get_current_stream = staticmethod(get_current_stream)
+    runtime = runtime

@@ -4,6 +4,8 @@
 // before, and not with what is on another stream unless an event says so. Every launch takes another number of
 // warps, chunks of another size, and the warps in another order: no bit may depend on them. What this cannot show:
 // a barrier that is missing between two phases, and anything about time.
+//
+// One thread at a time is in here, whoever holds Python's lock: what runs on a stream may call Python.
 
 #include <algorithm>
 #include <cstring>
@@ -11,8 +13,11 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <stdexcept>
+#include <thread>
+#include <tuple>
 #include <vector>
 
 #include "cuda/launch.hpp"
@@ -27,21 +32,65 @@ namespace {
 using Action = std::function<void()>;
 
 struct Stream {
-    std::deque<Action> waiting;
+    int device;
+    bool blocking;
+    std::deque<Action> waiting = {};
     bool captured = false;
-    std::vector<Action> recorded;
+    int capture_mode = kRelaxedCapture;
+    std::vector<Action> recorded = {};
 };
 
 struct Event {
-    Stream* stream = nullptr;
-    bool reached = true;
+    Stream* stream;
+    bool reached;
 };
 
-std::map<void*, Stream> streams;
+// The default streams, as CUDA names them.
+constexpr uintptr_t kNull = 0, kLegacy = 1, kPerThread = 2;
+constexpr uintptr_t kFirstMade = 1000;
+
+std::recursive_mutex mutex;
+using Lock = std::lock_guard<std::recursive_mutex>;
+std::map<std::tuple<int, uintptr_t, std::thread::id>, Stream> default_streams;
+std::deque<Stream> made;  // their handles count from kFirstMade
 std::vector<std::vector<Action>> graphs;
+std::vector<std::shared_ptr<Event>> events;
 std::mt19937 dice(20261122);
-std::string failure;  // the error that the next launch gives
+std::string failure;  // the error that a call of CUDA gives
+int until_failure = 0;
 int launches = 0;
+thread_local int capture_mode = 0;
+
+[[noreturn]] void raise(const std::string& error) {
+    throw std::runtime_error("tests/native/emulated.cpp:" + std::to_string(__LINE__) + ": " + error);
+}
+
+// Called by whatever asks CUDA for something, with the lock.
+void attempt() {
+    if (failure.empty() || until_failure-- > 0) return;
+    const std::string error = std::move(failure);
+    failure.clear();
+    raise(error);
+}
+
+// Every device has a default stream, and every thread one more on each.
+Stream& stream_of(const Queue& queue) {
+    auto handle = reinterpret_cast<uintptr_t>(queue.stream);
+    if (handle == kLegacy) handle = kNull;
+    if (handle == kNull || handle == kPerThread) {
+        const auto thread = handle == kPerThread ? std::this_thread::get_id() : std::thread::id();
+        return default_streams.try_emplace({queue.device, handle, thread}, Stream{queue.device, true}).first->second;
+    }
+    if (handle < kFirstMade || handle - kFirstMade >= made.size() || made[handle - kFirstMade].device != queue.device)
+        raise("cudaErrorInvalidResourceHandle: no stream of this device");
+    return made[handle - kFirstMade];
+}
+
+template <class Visit>
+void each_stream(const Visit& visit) {
+    for (auto& stream : default_streams) visit(stream.second);
+    for (Stream& stream : made) visit(stream);
+}
 
 void run_until(Stream& stream, const std::function<bool()>& done) {
     while (!done() && !stream.waiting.empty()) {
@@ -51,8 +100,7 @@ void run_until(Stream& stream, const std::function<bool()>& done) {
     }
 }
 
-void put(void* on, Action action) {
-    Stream& stream = streams[on];
+void put(Stream& stream, Action action) {
     if (stream.captured) {
         stream.recorded.push_back(std::move(action));
     } else {
@@ -60,14 +108,22 @@ void put(void* on, Action action) {
     }
 }
 
+// What has been put on a stream so far.
+std::shared_ptr<Event> record(Stream& stream) {
+    const auto event = std::make_shared<Event>(Event{&stream, false});
+    put(stream, [event] { event->reached = true; });
+    return event;
+}
+
+void put_wait(Stream& stream, const std::shared_ptr<Event>& event) {
+    put(stream, [event] { run_until(*event->stream, [&] { return event->reached; }); });
+}
+
 void start(const Queue& queue, const std::function<void(uint32_t, uint32_t)>& warp) {
-    if (!failure.empty()) {
-        const std::string error = std::move(failure);
-        failure.clear();
-        throw std::runtime_error("tests/native/emulated.cpp:" + std::to_string(__LINE__) + ": " + error);
-    }
+    const Lock lock(mutex);
+    attempt();
     ++launches;
-    put(queue.stream, [warp] {
+    put(stream_of(queue), [warp] {
         const uint32_t counts[] = {1, 3, 8, 40};
         std::vector<uint32_t> order(counts[dice() % 4]);
         for (uint32_t k = 0; k < order.size(); ++k) order[k] = k;
@@ -95,15 +151,47 @@ void start_change(const Queue& queue, const HostTable& table, const Arguments& a
 std::string toolkit() { return "emulated"; }
 std::string unavailable() { return ""; }
 
-bool capturing(const Queue& queue) { return streams[queue.stream].captured; }
+void prepare(int) {
+    const Lock lock(mutex);
+    attempt();
+}
+
+int exchange_capture_mode(int mode) {
+    std::swap(mode, capture_mode);
+    return mode;
+}
+
+void wait(const Queue& queue, void* stream) {
+    const Lock lock(mutex);
+    attempt();
+    put_wait(stream_of(queue), record(stream_of({queue.device, stream})));
+}
+
+bool capturing(const Queue& queue) {
+    const Lock lock(mutex);
+    attempt();
+    Stream& asked = stream_of(queue);
+    if (reinterpret_cast<uintptr_t>(queue.stream) <= kLegacy)
+        each_stream([&](const Stream& other) {
+            if (other.captured && other.blocking && other.device == queue.device)
+                raise("cudaErrorStreamCaptureImplicit: the legacy stream would join a capture");
+        });
+    return asked.captured;
+}
 
 void upload(const Queue& queue, void* to, const void* from, size_t bytes) {
+    const Lock lock(mutex);
+    attempt();
+    Stream& stream = stream_of(queue);
+    if (bytes && stream.captured) raise("the graph would read the host's memory again");
     const std::string copy(static_cast<const char*>(from), bytes);
-    put(queue.stream, [to, copy] { memcpy(to, copy.data(), copy.size()); });
+    put(stream, [to, copy] { memcpy(to, copy.data(), copy.size()); });
 }
 
 void clear(const Queue& queue, void* to, size_t bytes) {
-    put(queue.stream, [to, bytes] { memset(to, 0, bytes); });
+    const Lock lock(mutex);
+    attempt();
+    put(stream_of(queue), [to, bytes] { memset(to, 0, bytes); });
 }
 
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
@@ -142,46 +230,143 @@ Turns::~Turns() { delete static_cast<std::shared_ptr<Event>*>(event_); }
 
 void Turns::wait(const Queue& queue) {
     if (!event_) return;
-    const std::shared_ptr<Event> event = *static_cast<std::shared_ptr<Event>*>(event_);
-    put(queue.stream, [event] { run_until(*event->stream, [&] { return event->reached; }); });
+    const Lock lock(mutex);
+    attempt();
+    put_wait(stream_of(queue), *static_cast<std::shared_ptr<Event>*>(event_));
 }
 
 void Turns::done(const Queue& queue) {
+    const Lock lock(mutex);
+    attempt();
+    auto* event = new std::shared_ptr<Event>(record(stream_of(queue)));
     delete static_cast<std::shared_ptr<Event>*>(event_);
-    const auto event = std::make_shared<Event>(Event{&streams[queue.stream], false});
-    event_ = new std::shared_ptr<Event>(event);
-    put(queue.stream, [event] { event->reached = true; });
+    event_ = event;
 }
 
-// What CuPy's part is played with.
+// What CuPy's part is played with. A stream is named by its device and its handle.
 
-EXPORTED void emulated_synchronize(void* stream) {
-    run_until(streams[stream], [] { return false; });
+EXPORTED void* emulated_new_stream(int device, bool blocking) {
+    const Lock lock(mutex);
+    made.push_back(Stream{device, blocking});
+    return reinterpret_cast<void*>(kFirstMade + made.size() - 1);
+}
+
+// False, and nothing is done, while the stream is captured.
+EXPORTED bool emulated_synchronize(int device, void* handle) {
+    const Lock lock(mutex);
+    Stream& stream = stream_of({device, handle});
+    if (stream.captured) return false;
+    run_until(stream, [] { return false; });
+    return true;
+}
+
+EXPORTED void emulated_synchronize_device(int device) {
+    const Lock lock(mutex);
+    each_stream([&](Stream& stream) {
+        if (stream.device == device) run_until(stream, [] { return false; });
+    });
+}
+
+// Runs the next few things on a stream, and leaves the others.
+EXPORTED void emulated_step(int device, void* handle, int count) {
+    const Lock lock(mutex);
+    run_until(stream_of({device, handle}), [&] { return count-- <= 0; });
+}
+
+// How many things wait on a stream.
+EXPORTED size_t emulated_waiting(int device, void* handle) {
+    const Lock lock(mutex);
+    return stream_of({device, handle}).waiting.size();
+}
+
+EXPORTED bool emulated_idle() {
+    const Lock lock(mutex);
+    bool idle = true;
+    each_stream([&](const Stream& stream) { idle = idle && stream.waiting.empty() && !stream.captured; });
+    return idle;
 }
 
 // A copy on the stream, from memory that is read when its turn comes.
-EXPORTED void emulated_copy(void* stream, void* to, const void* from, size_t bytes) {
-    put(stream, [=] { memcpy(to, from, bytes); });
+EXPORTED void emulated_copy(int device, void* handle, void* to, const void* from, size_t bytes) {
+    const Lock lock(mutex);
+    put(stream_of({device, handle}), [=] { memcpy(to, from, bytes); });
 }
 
-EXPORTED void emulated_begin_capture(void* stream) { streams[stream].captured = true; }
+// What becomes of memory that is given back: the next one to get it, on this stream, writes into it. No graph has
+// part in that.
+EXPORTED void emulated_release(int device, void* handle, void* memory, size_t bytes) {
+    const Lock lock(mutex);
+    stream_of({device, handle}).waiting.push_back([=] { memset(memory, 0xef, bytes); });
+}
 
-EXPORTED int emulated_end_capture(void* stream) {
-    Stream& captured = streams[stream];
+EXPORTED void emulated_sqrt(int device, void* handle, double* to, const double* from) {
+    const Lock lock(mutex);
+    put(stream_of({device, handle}), [=] { *to = std::sqrt(*from); });
+}
+
+EXPORTED void emulated_call(int device, void* handle, void (*function)()) {
+    const Lock lock(mutex);
+    put(stream_of({device, handle}), function);
+}
+
+EXPORTED int emulated_record(int device, void* handle) {
+    const Lock lock(mutex);
+    events.push_back(record(stream_of({device, handle})));
+    return int(events.size()) - 1;
+}
+
+EXPORTED void emulated_wait(int device, void* handle, int event) {
+    const Lock lock(mutex);
+    put_wait(stream_of({device, handle}), events[size_t(event)]);
+}
+
+EXPORTED void emulated_begin_capture(int device, void* handle, int mode) {
+    const Lock lock(mutex);
+    Stream& stream = stream_of({device, handle});
+    stream.captured = true;
+    stream.capture_mode = mode;
+}
+
+// False where this thread's asking for memory would spoil what is captured.
+EXPORTED bool emulated_may_allocate() {
+    const Lock lock(mutex);
+    bool may = true;
+    each_stream(
+        [&](const Stream& stream) { may = may && !(stream.captured && stream.capture_mode < kRelaxedCapture); });
+    return may || capture_mode == kRelaxedCapture;
+}
+
+EXPORTED int emulated_end_capture(int device, void* handle) {
+    const Lock lock(mutex);
+    Stream& captured = stream_of({device, handle});
     captured.captured = false;
     graphs.push_back(std::move(captured.recorded));
     captured.recorded.clear();
     return int(graphs.size()) - 1;
 }
 
-EXPORTED void emulated_launch_graph(void* stream, int graph) {
-    for (const Action& action : graphs[size_t(graph)]) put(stream, action);
+EXPORTED void emulated_launch_graph(int device, void* handle, int graph) {
+    const Lock lock(mutex);
+    for (const Action& action : graphs[size_t(graph)]) put(stream_of({device, handle}), action);
 }
 
-EXPORTED void emulated_fail(const char* error) { failure = error; }
+// The error that a call of CUDA gives, once, after `calls` others; none, with an empty one.
+EXPORTED void emulated_fail(const char* error, int calls) {
+    const Lock lock(mutex);
+    failure = error;
+    until_failure = calls;
+}
+
+EXPORTED bool emulated_has_failed() {
+    const Lock lock(mutex);
+    return failure.empty();
+}
 
 // How many kernels were launched so far.
-EXPORTED int emulated_launches() { return launches; }
+EXPORTED int emulated_launches() {
+    const Lock lock(mutex);
+    return launches;
+}
 
 }  // namespace cuda
 }  // namespace fused_penalties

@@ -1,0 +1,174 @@
+"""DLPack by hand: what a library with memory on a GPU hands out, whichever library that is."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+CUDA, CUDA_MANAGED, READ_ONLY = 2, 13, 1
+CODES = {"float16": 2, "bfloat16": 4, "float32": 2, "float64": 2, "int32": 0, "int64": 0}
+
+
+class Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class DataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", Device),
+        ("ndim", ctypes.c_int32),
+        ("dtype", DataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class Managed(ctypes.Structure):
+    _fields_ = (("tensor", Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+class Versioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", Tensor),
+    )
+
+
+class ExchangeApi(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("managed_from_object", ctypes.c_void_p),
+        ("managed_to_object", ctypes.c_void_p),
+        (
+            "tensor_from_object",
+            ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(Tensor)),
+        ),
+        (
+            "current_stream",
+            ctypes.PYFUNCTYPE(
+                ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p)
+            ),
+        ),
+    )
+
+
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype = ctypes.py_object
+_new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+_NAMES = b"dltensor", b"dltensor_versioned", b"dlpack_exchange_api"  # capsules point to them
+_alive: dict[int, Any] = {}  # what capsules point to, by their addresses
+_destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(lambda address: _alive.pop(address) and None)
+
+
+def alive() -> int:
+    """How many capsules there are."""
+    return len(_alive)
+
+
+def tensor(array: Any, kind: int = CUDA) -> tuple[Tensor, Any]:
+    """A CuPy array as DLPack describes it, and what has to stay alive meanwhile."""
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    itemsize = array.dtype.itemsize
+    strides = (ctypes.c_int64 * array.ndim)(*(step // itemsize for step in array.strides))
+    dtype = DataType(CODES[array.dtype.name], 8 * itemsize, 1)
+    pointers = (ctypes.cast(part, ctypes.POINTER(ctypes.c_int64)) for part in (shape, strides))
+    device = Device(kind, array.data.device_id)
+    made = Tensor(array.data.ptr, device, array.ndim, dtype, *pointers, 0)
+    return made, (array, shape, strides)
+
+
+def capsule(array: Any, *, versioned: bool = True, flags: int = 0, kind: int = CUDA) -> Any:
+    """The memory of a CuPy array in a capsule of DLPack 1 or, not `versioned`, DLPack 0."""
+    described, kept = tensor(array, kind)
+    managed: Any = Managed(described, None, None)
+    if versioned:
+        managed = Versioned(1, 0, None, None, flags, described)
+    made = _new(
+        ctypes.addressof(managed), _NAMES[versioned], ctypes.cast(_destructor, ctypes.c_void_p)
+    )
+    _alive[id(made)] = managed, kept
+    return made
+
+
+class Producer:
+    """An array of a library that offers DLPack; `asked` has the streams it was asked for.
+
+    `arrives`, if given, makes a stream wait until what the library does to the memory is done.
+    """
+
+    def __init__(self, array: Any, arrives: Callable[[int], None] | None = None, **options: Any):
+        self.array, self.arrives, self.options = array, arrives, options
+        self.dtype, self.shape = array.dtype, array.shape
+        self.asked: list[Any] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (self.options.get("kind", CUDA), self.array.data.device_id)
+
+    def __dlpack__(self, *, stream: Any = None, max_version: Any = None) -> Any:
+        self.asked.append(stream)
+        if self.arrives:
+            self.arrives(stream)
+        return capsule(self.array, **self.options)
+
+
+class OldProducer(Producer):
+    """As before DLPack 1.0: knows no argument but the stream."""
+
+    def __dlpack__(self, stream: Any = None) -> Any:  # type: ignore[override]
+        self.asked.append(stream)
+        return capsule(self.array, versioned=False)
+
+
+class Framework:
+    """An array of a library with the exchange table of DLPack 1.3, and a stream of its own.
+
+    As torch's tensors: they are found without a capsule, and work happens on `stream`.
+    """
+
+    stream: Any = None  # CuPy's object for the library's current one
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.dtype, self.shape = array, array.dtype, array.shape
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (CUDA, self.array.data.device_id)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("there is a faster way")
+
+    @staticmethod
+    def _tensor_from_object(found: Any, out: Any) -> int:
+        described, found._kept = tensor(found.array)
+        ctypes.memmove(out, ctypes.addressof(described), ctypes.sizeof(described))
+        return 0
+
+    @classmethod
+    def _current_stream(cls, kind: int, device: int, out: Any) -> int:
+        assert kind == CUDA
+        out[0] = cls.stream.ptr
+        return 0
+
+
+_fields = dict(ExchangeApi._fields_)
+_table = ExchangeApi(
+    1, 3, None, None, None, None,
+    _fields["tensor_from_object"](Framework._tensor_from_object),
+    _fields["current_stream"](lambda *given: Framework._current_stream(*given)),
+)  # fmt: skip
+Framework.__dlpack_c_exchange_api__ = _new(  # type: ignore[attr-defined]
+    ctypes.addressof(_table), _NAMES[2], None
+)
