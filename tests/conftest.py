@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +29,16 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     previous = fp._core.use_isa(request.param)
     yield request.param
     fp._core.use_isa(previous)
+
+
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """What goes wrong on a GPU goes wrong later: within the test that began it."""
+    yield
+    cuda = sys.modules["cupy"].cuda
+    for device in range(cuda.runtime.getDeviceCount()):
+        with cuda.Device(device) as entered:
+            entered.synchronize()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

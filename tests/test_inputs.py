@@ -420,7 +420,7 @@ class OtherDevice(FakeCuda):
 
 
 without_cuda = pytest.mark.skipif(
-    bool(fp.build_info()["cuda"]), reason="says what a build without CUDA says"
+    bool(fp.cuda.is_available()), reason="says what is said where there is no GPU"
 )
 
 

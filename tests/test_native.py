@@ -32,17 +32,17 @@ def tool(name: str) -> str:
     return found
 
 
-def build(folder: Path, *options: str) -> Path:
-    """Builds the kernels and the driver, and returns the driver."""
+def build(folder: Path, *options: str, target: str = "driver") -> Path:
+    """Builds the driver, or another program without Python, and returns it."""
     cmake, environment = shutil.which("cmake", path=PATH), {**os.environ, "PATH": PATH}
     assert cmake is not None, 'the extra "test" installs cmake'
     configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
     configure += ["-DFUSED_PENALTIES_PYTHON=OFF", "-DFUSED_PENALTIES_NATIVE_TESTS=ON"]
-    for command in (configure, [cmake, "--build", folder]):
+    for command in (configure, [cmake, "--build", folder, "--target", target]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning:" not in done.stdout + done.stderr
-    return folder / "driver"
+    return folder / target
 
 
 @pytest.fixture(scope="module")

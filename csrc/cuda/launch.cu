@@ -201,7 +201,7 @@ void launch(const Queue& queue, const HostTable& table, UpdateArguments argument
 
 void launch(const Queue& queue, const FinishArguments& arguments) {
     const OnDevice device(queue.device);
-    start(queue, finish_kernel, arguments, arguments.table.n, 1);
+    start(queue, finish_kernel, arguments, arguments.table.n, 2);
 }
 
 Turns::~Turns() {
