@@ -142,10 +142,13 @@ constexpr int lanes = kRowBytes / int(sizeof(typename Type::Element));
 template <class Type>
 constexpr int block_elements = kRows * lanes<Type>;
 
+// The largest magnitudes, 2^-50 and 2^60 as bits, between which a block of bfloat16 does without float64 lanes.
+constexpr uint32_t kLeastNarrow = 77u << 7, kLeastTooLarge = 187u << 7;
+
 // True if a bfloat16 block whose largest magnitude bits are m needs float64 lanes. Static, because the files
 // compiled for one instruction set use it and must not export it.
 static FUSED_PENALTIES_HD inline bool needs_wide_lanes(unsigned m) {
-    return m != 0 && (m < (77u << 7) || m >= (187u << 7));
+    return m != 0 && (m < kLeastNarrow || m >= kLeastTooLarge);
 }
 
 // Buffers come at any address.

@@ -38,6 +38,7 @@ def build(folder: Path, *options: str, target: str = "driver") -> Path:
     assert cmake is not None, 'the extra "test" installs cmake'
     configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
     configure += ["-DFUSED_PENALTIES_PYTHON=OFF", "-DFUSED_PENALTIES_NATIVE_TESTS=ON"]
+    configure += ["-DFUSED_PENALTIES_CUDA=OFF"]
     for command in (configure, [cmake, "--build", folder, "--target", target]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

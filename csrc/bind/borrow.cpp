@@ -204,6 +204,7 @@ void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, 
     if (!tensor.data && view.count() > 0) throw py::value_error(label(i) + ": has a shape but no data to read");
     found_on(i, tensor.device, view.count() == 0);
     if (!on_host(tensor.device) && !(kReadsCuda && on_cuda(tensor.device))) readable_ = false;
+    if (on_cuda(tensor.device)) check_aligned(i, view);
     if (readable_) visit(*this, i, view);
 }
 
@@ -238,7 +239,19 @@ void Items::visit_cupy(size_t i, py::handle array, bool writable, const Visit& v
     const long device = PyLong_AsLong(get(data, 5).ptr());
     if (PyErr_Occurred()) throw py::error_already_set();
     found_on(i, {dlpack::kCuda, int32_t(device)}, view.count() == 0);
+    check_aligned(i, view);
     visit(*this, i, view);
+}
+
+// A GPU reads an element only at a multiple of its size.
+void Items::check_aligned(size_t i, const View& view) const {
+    uintptr_t bits = reinterpret_cast<uintptr_t>(view.data);
+    for (int k = 0; k < view.rank; ++k)
+        if (view.shape[k] > 1) bits |= uintptr_t(view.strides[k]);
+    if (bits % uintptr_t(itemsize(view.dtype)) != 0 && view.count() > 0)
+        throw py::value_error(label(i) +
+                              ": has elements at addresses that are no multiples of their size; wanted them "
+                              "aligned");
 }
 
 bool Items::is_cupy(py::handle object) {

@@ -17,10 +17,10 @@ struct Workspace {
     uint32_t* finished;  // how many warps are done
 };
 
-// Part of the line of all blocks. Warps take chunks of it in turn, so that at any time all of them read in one
-// neighbourhood.
+// Part of the line of all blocks, cut into chunks whose sizes differ by one block at most. Warps take them in turn, so
+// that at any time all of them read in one neighbourhood.
 struct Range {
-    uint64_t first, end, blocks_per_chunk;
+    uint64_t first, end, chunks;
 };
 
 // Each buffer's l1 and l2. A buffer for which both are zero is not read.

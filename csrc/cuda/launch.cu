@@ -16,9 +16,8 @@ constexpr int kWarps = 4;  // of a block of threads
 constexpr int kThreads = kWarps * kLanes;
 // With so many blocks of threads on a multiprocessor, enough bytes are in flight to fill the memory's latency.
 constexpr int kResident = 4;
-// Small enough that the last chunks end together, large enough that adding a chunk's sums to the buffer's, with
-// atomics, is nothing.
-constexpr uint64_t kChunksPerWarp = 4, kMostBlocksPerChunk = 8;
+// Small enough that warps read in one neighbourhood, large enough that finding a chunk's buffer is little.
+constexpr uint64_t kBlocksPerChunk = 8;
 
 __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(const __grid_constant__ SumArguments arguments) {
     __shared__ Shared shared[kWarps];
@@ -107,11 +106,11 @@ void start(const Queue& queue, void (*kernel)(Arguments), Arguments arguments, u
 template <class Arguments>
 void start_range(const Queue& queue, void (*kernel)(Arguments), Arguments arguments, uint64_t first, uint64_t end) {
     if (first == end) return;
-    const uint64_t warps = multiprocessors(queue.device) * uint64_t(kResident) * kWarps;
-    const uint64_t step =
-        std::min(std::max<uint64_t>((end - first) / (warps * kChunksPerWarp), 1), kMostBlocksPerChunk);
-    arguments.range = {first, end, step};
-    start(queue, kernel, arguments, (end - first + step - 1) / step, kResident);
+    const uint64_t blocks = end - first, warps = multiprocessors(queue.device) * kResident * kWarps;
+    // Every warp gets as many chunks as any other.
+    const uint64_t rounds = (blocks + warps * kBlocksPerChunk - 1) / (warps * kBlocksPerChunk);
+    arguments.range = {first, end, std::min(blocks, warps * rounds)};
+    start(queue, kernel, arguments, arguments.range.chunks, kResident);
 }
 
 template <class Arguments>

@@ -216,19 +216,24 @@ FUSED_PENALTIES_DEVICE void add_partner(PerLane<double>& values, int mask) {
 //
 // The plain butterfly would carry every value through every step. Here each step halves the number of values
 // instead, as long as there are several: first the lower lanes keep the magnitudes and the upper ones the
-// squares, then the bits of the lane's number say which of its values it keeps.
+// squares, then the bits of the lane's number say which of its values it keeps. Values are widened after the first
+// step, when there are half as many.
 template <class Type>
 FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) {
     constexpr int own = kOwn<Type>;
-    PerLane<Doubles<2 * own>> values;
-    each_lane([&](int lane) {
-        FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < own; ++k) {
-            values[lane].at[k] = shares[lane].lane[k].a;
-            values[lane].at[own + k] = shares[lane].lane[k].s;
-        }
-    });
-    halve<2 * own>(values, 16);
+    PerLane<Doubles<own>> values;
+    FUSED_PENALTIES_UNROLLED
+    for (int k = 0; k < own; ++k) {
+        PerLane<typename Type::Real> kept, given;
+        each_lane([&](int lane) {
+            const auto& share = shares[lane].lane[k];
+            const bool upper = (lane & 16) != 0;
+            kept[lane] = upper ? share.s : share.a;
+            given[lane] = upper ? share.a : share.s;
+        });
+        const PerLane<typename Type::Real> received = partner(given, 16);
+        each_lane([&](int lane) { values[lane].at[k] = canon::add(double(kept[lane]), double(received[lane])); });
+    }
     if constexpr (own >= 2) halve<own>(values, 8);
     if constexpr (own >= 4) halve<own / 2>(values, 4);
     if constexpr (own >= 8) halve<own / 4>(values, 2);
@@ -241,22 +246,17 @@ FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) 
     return sums;
 }
 
-FUSED_PENALTIES_DEVICE uint32_t largest_of(PerLane<uint32_t> values) {
-    FUSED_PENALTIES_UNROLLED
-    for (int mask = 16; mask > 0; mask /= 2) {
-        const PerLane<uint32_t> other = partner(values, mask);
-        each_lane([&](int lane) { values[lane] = other[lane] > values[lane] ? other[lane] : values[lane]; });
-    }
-    uint32_t largest = 0;
-    each_lane([&](int lane) { largest = values[lane]; });  // the same in every lane
-    return largest;
-}
-
+// canon::needs_wide_lanes of the largest of all lanes, by vote: that takes fewer steps than to find it.
 template <class Type>
 FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares) {
-    PerLane<uint32_t> largest;
-    each_lane([&](int lane) { largest[lane] = canon::bits_of_float(shares[lane].largest) >> 16; });
-    return canon::needs_wide_lanes(largest_of(largest));
+    PerLane<bool> nonzero, narrow, too_large;
+    each_lane([&](int lane) {
+        const uint32_t largest = canon::bits_of_float(shares[lane].largest);
+        nonzero[lane] = largest != 0;
+        narrow[lane] = largest >= canon::kLeastNarrow << 16;
+        too_large[lane] = largest >= canon::kLeastTooLarge << 16;
+    });
+    return ballot(nonzero) != 0 && (ballot(narrow) == 0 || ballot(too_large) != 0);
 }
 
 // The 16 bytes, or as many elements, that a lane has in each of several rows; zero where a row ends before them.
@@ -461,15 +461,17 @@ FUSED_PENALTIES_DEVICE uint32_t buffer_of(const Table& table, uint32_t low, uint
 template <class Visit>
 FUSED_PENALTIES_DEVICE void sweep(const Table& table, const Range& range, uint32_t warp, uint32_t warps,
                                   const Visit& visit) {
-    const uint64_t step = range.blocks_per_chunk;
-    for (uint64_t block = range.first + warp * step; block < range.end; block += warps * step) {
-        const uint64_t end = block + step < range.end ? block + step : range.end;
+    const uint64_t blocks = range.end - range.first, size = blocks / range.chunks, larger = blocks % range.chunks;
+    for (uint64_t chunk = warp; chunk < range.chunks; chunk += warps) {
+        const uint64_t block = range.first + chunk * size + (chunk < larger ? chunk : larger);
+        const uint64_t end = block + size + (chunk < larger);
         uint32_t i = 0;
         for (uint64_t at = block; at < end;) {
             i = buffer_of(table, i, at);
             const uint64_t begin = i ? table.ends[i - 1] : 0;
             const uint64_t stop = end < table.ends[i] ? end : table.ends[i];
-            visit(i, table.buffers[i], at - begin, stop - begin);
+            const Buffer buffer = table.buffers[i];  // a copy: in every block it would be looked up again
+            visit(i, buffer, at - begin, stop - begin);
             at = stop;
         }
     }
