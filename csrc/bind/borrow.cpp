@@ -258,7 +258,9 @@ bool Items::is_cupy(py::handle object) {
     if (!cupy_type_) {
         const py::object cupy = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("cupy").ptr()));
         if (!cupy) return false;
-        cupy_type_ = cupy.attr("ndarray").ptr();  // the module keeps it alive
+        const py::object type = py::getattr(cupy, "ndarray", py::none());
+        if (type.is_none()) return false;
+        cupy_type_ = type.ptr();  // the module keeps it alive
     }
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == cupy_type_;
 }

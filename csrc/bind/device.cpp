@@ -217,12 +217,19 @@ private:
         const std::lock_guard<std::mutex> lock(mutex_);
         const Queue on = queue(stream);
         const bool captured = cuda::capturing(on);
-        if (!captured) turns_.wait(on);
+        if (!captured) {
+            turns_.wait(on);
+            if (owes_) cuda::wait(on, owing_);
+            owes_ = true;  // an error may come before the turn is done, and after some work is under way
+            owing_ = on.stream;
+        }
         if (spoiled_[captured]) cuda::clear(on, at<void>(workspaces_[captured]), workspace_bytes(table_));
         spoiled_[captured] = true;  // until all of it is under way: the last kernel leaves zeros
         run(on, captured);
         spoiled_[captured] = false;
-        if (!captured) turns_.done(on);
+        if (captured) return;
+        turns_.done(on);
+        owes_ = false;
     }
 
     // The same, between what is on the stream of the gradients' library before and what will be.
@@ -286,6 +293,8 @@ private:
     std::vector<bool> penalized_, decays_;
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
+    bool owes_ = false;  // did a call put work on a stream that no event stands for?
+    void* owing_ = nullptr;
     cuda::Coefficients coefficients_{};
     cuda::Turns turns_;
     std::mutex mutex_;

@@ -223,6 +223,13 @@ def plan_of(
     return None if isinstance(core, _core.Plan) else DevicePlan(core, dtype)
 
 
+def scalar_beside(value: np.floating[Any], array: Any) -> Any:
+    """A NumPy scalar as a CuPy array of rank 0 on the device of an array."""
+    known = hasattr(array, "__dlpack_device__")
+    with cupy().cuda.Device(int(array.__dlpack_device__()[1])) if known else nullcontext():
+        return cupy().asarray(value)
+
+
 def penalty(plan: DevicePlan, coefficients: Sequence[tuple[float, float]]) -> Any:
     """The penalty under coefficients that are not rounded yet."""
     rounded = [

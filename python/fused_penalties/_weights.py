@@ -140,6 +140,14 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
         return cupy.asarray(_Unordered(item, interface)), not read_only
 
 
+def on_host(x: Any) -> Any:
+    """An array that NumPy can read: a copy of one on a GPU, which is waited for."""
+    if not is_on_gpu(x):
+        return x
+    cupy = cuda.cupy()
+    return cupy.asnumpy(x if isinstance(x, cupy.ndarray) else cupy.from_dlpack(x))
+
+
 def _is_array(value: Any) -> bool:
     return any(hasattr(value, name) for name in _ARRAY_ATTRIBUTES) or _has_buffer(value)
 

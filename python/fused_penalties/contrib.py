@@ -143,7 +143,7 @@ def sum_regularizer(
     return Sum(members, scope or "sum_regularizer") if members else None
 
 
-def apply_regularization(regularizer: Regularizers, weights_list: Any = None) -> np.floating[Any]:
+def apply_regularization(regularizer: Regularizers, weights_list: Any = None) -> Any:
     """The sum of `regularizer` over all weights, each read once: `penalty`, in contrib's words.
 
     `weights_list` is an array, a sequence or a mapping of arrays; `VariableStore` has a method of

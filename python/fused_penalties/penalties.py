@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from . import _convention
+from ._device import scalar_beside
 from ._evaluate import penalty as evaluate
 from ._resolve import RegularizerLike, Regularizers, resolve
-from ._weights import collect
+from ._weights import collect, is_on_gpu
 from .regularizers import L2, parts_of
 
 
-def penalty(weights: Any, regularizer: Regularizers) -> np.floating[Any]:
+def penalty(weights: Any, regularizer: Regularizers) -> Any:
     """The sum of the penalties of all buffers; each is read once, whatever applies to it.
 
     A plain number, which no autograd sees: of a torch loss that it is added to, `backward` gives
@@ -51,19 +50,22 @@ def penalty_of(
     names: Sequence[str] | None,
     regularizers: Sequence[RegularizerLike | None],
     single: bool = False,
-) -> np.floating[Any]:
+) -> Any:
     """`penalty` of buffers whose regularizers are known."""
     distinct = {id(one): one for one in regularizers}
     parts = {key: parts_of(one) for key, one in distinct.items()}
     value, dtype = evaluate(items, [parts[id(one)] for one in regularizers], names, single)
-    return _convention.scalar(0.0, dtype) if value is None else value
+    if value is not None:
+        return value
+    nothing = _convention.scalar(0.0, dtype)
+    return next((scalar_beside(nothing, x) for x in items if is_on_gpu(x)), nothing)
 
 
-def l2_loss(w: Any) -> np.floating[Any]:
+def l2_loss(w: Any) -> Any:
     """sum(w**2) / 2 of one array: **with** the factor 1/2, as `tf.nn.l2_loss`.
 
-    A NumPy scalar, float32 for 16-bit weights too, so float16 [300.] gives 45000.0 where
-    TensorFlow's float16 result overflows. TypeError for another dtype.
+    A NumPy scalar, or a CuPy array of rank 0 for an array on a GPU; float32 for 16-bit weights too,
+    so float16 [300.] gives 45000.0 where TensorFlow's float16 result overflows. TypeError for
+    another dtype.
     """
-    loss: np.floating[Any] = L2(0.5)(w)
-    return loss
+    return L2(0.5)(w)

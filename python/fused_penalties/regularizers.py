@@ -23,6 +23,7 @@ import numpy as np
 from . import _convention
 from ._evaluate import Parts, one_buffer, one_penalty
 from ._resolve import RegularizerLike
+from ._weights import on_host
 
 __all__ = [
     "L1",
@@ -284,4 +285,4 @@ def _matrix(x: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.dtype[Any
             "Inputs to OrthogonalRegularizer must have rank 2. Received: "
             f"inputs.shape={tuple(buffer.shape)}"
         )
-    return np.asarray(buffer, dtype=np.float64), dtype
+    return np.asarray(on_host(buffer), dtype=np.float64), dtype

@@ -212,7 +212,7 @@ class VariableStore:
 
     def apply_regularization(
         self, regularizer: Regularizers, weights_list: Any = None
-    ) -> np.floating[Any]:
+    ) -> Any:
         """The sum of `regularizer` over the weights, each read once, which is also added as a loss.
 
         As `contrib.apply_regularization`, but without weights, None or an empty list, it takes the

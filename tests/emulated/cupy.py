@@ -69,9 +69,14 @@ def _keep(*objects: Any) -> None:
     _given_back.extend(objects)
 
 
+_settling = threading.Lock()
+
+
 def _settled() -> None:
-    if not _Graph.alive and _lib.emulated_idle():
-        _given_back.clear()
+    with _settling:
+        count = len(_given_back)  # the work of these is on its stream by now
+        if not _Graph.alive and _lib.emulated_idle():
+            del _given_back[:count]
 
 
 # Memory.
@@ -98,8 +103,8 @@ class _Block:
 
     @staticmethod
     def _release(room: Any, where: tuple[int, int, int, int]) -> None:
-        _keep(room)
         _lib.emulated_release(*where)
+        _keep(room)
 
 
 class MemoryPointer:
@@ -191,11 +196,11 @@ class ndarray:
         order = "C" if self._array.flags.c_contiguous else "F"
         assert (arr.dtype, arr.shape) == (self.dtype, self.shape)
         source = np.array(arr, order=order)
-        _keep(source)
         stream = get_current_stream()
         _lib.emulated_copy(
             stream._device, stream.ptr, self.data.ptr, source.ctypes.data, self.nbytes
         )
+        _keep(source)
 
     def get(self) -> Any:
         get_current_stream().synchronize()
@@ -344,8 +349,8 @@ class _BaseStream:
 
     def launch_host_func(self, callback: Any, arg: Any) -> None:
         function = _callback(lambda: callback(arg))
-        _keep(function)
         _lib.emulated_call(self._device, self.ptr, function)
+        _keep(function)
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()

@@ -135,8 +135,8 @@ void start(const Queue& queue, const std::function<void(uint32_t, uint32_t)>& wa
 template <class Arguments, class Program>
 void start_range(const Queue& queue, Arguments arguments, uint64_t first, uint64_t end, const Program& program) {
     if (first == end) return;
-    const uint64_t steps[] = {1, 2, 3, 8};
-    arguments.range = {first, end, steps[dice() % 4]};
+    const uint64_t chunks[] = {1, 3, 40, end - first};
+    arguments.range = {first, end, chunks[dice() % 4]};
     start(queue, [arguments, program](uint32_t warp, uint32_t warps) { program(arguments, warp, warps); });
 }
 

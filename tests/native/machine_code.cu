@@ -1,0 +1,77 @@
+// The parts of the kernels one by one, for test_machine_code.py to see what the compiler made of each: in the kernels
+// themselves the code of all element types lies together. Nothing here is ever run.
+#include "cuda/program.hpp"
+
+namespace fused_penalties {
+namespace cuda {
+
+struct Block {
+    Place place;
+    const Axis* axes;
+    uint64_t first;
+    int n;
+
+    template <class Type>
+    FUSED_PENALTIES_DEVICE Elements<typename Type::Element> elements() const {
+        return {place, axes, first, n};
+    }
+};
+
+FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool wide) {
+    each_lane([&](int lane) { to[lane] = wide ? 0 : sums[lane]; });
+}
+
+#define SUMS(Type)                                                                                         \
+    extern "C" __global__ void sums_##Type(const __grid_constant__ Block block, double* to) {              \
+        __shared__ Shared shared;                                                                          \
+        bool wide = false;                                                                                 \
+        const PerLane<double> sums = tree<canon::Type>(block.elements<canon::Type>(), shared.stage, wide); \
+        keep(to, sums, wide);                                                                              \
+    }
+SUMS(Float16)
+SUMS(BFloat16)
+SUMS(WideBFloat16)
+SUMS(Float32)
+SUMS(Float64)
+
+#define DIFFERENTIATE(Type, Target)                                                                                \
+    extern "C" __global__ void differentiate_##Type##_##Target(                                                    \
+        const __grid_constant__ Block weights, const __grid_constant__ Block grads, Factors factors, double* to) { \
+        __shared__ Shared shared;                                                                                  \
+        bool wide = false;                                                                                         \
+        const PerLane<double> sums = differentiate<canon::Type, canon::Target>(                                    \
+            weights.elements<canon::Type>(), grads.elements<canon::Target>(), factors, false, shared.stage, wide); \
+        keep(to, sums, wide);                                                                                      \
+    }
+DIFFERENTIATE(Float16, Float16)
+DIFFERENTIATE(Float16, Float32)
+DIFFERENTIATE(BFloat16, BFloat16)
+DIFFERENTIATE(BFloat16, Float32)
+DIFFERENTIATE(Float32, Float32)
+DIFFERENTIATE(Float64, Float64)
+
+// The formulas alone, one element to a thread. `quotient` is the division of `proximal` and nothing else.
+#define FORMULA(name, Type, formula)                                                                         \
+    extern "C" __global__ void name##_##Type(const canon::Type::Element* from, canon::Type::Element* to,     \
+                                             canon::Compute<canon::Type> x, canon::Compute<canon::Type> y) { \
+        const canon::Compute<canon::Type> w = canon::Type::read(from[threadIdx.x]);                          \
+        const canon::Compute<canon::Type> g = canon::Type::read(to[threadIdx.x]);                            \
+        canon::write(canon::Type{}, to + threadIdx.x, formula);                                              \
+    }
+#define FORMULAS(Type)                                                                                              \
+    FORMULA(gradient, Type, canon::gradient(w, g, x, y))                                                            \
+    FORMULA(scale, Type, canon::scale(w, x))                                                                        \
+    FORMULA(proximal, Type, canon::proximal(w, x, y))                                                               \
+    FORMULA(quotient, Type, canon::quiet(w / y))                                                                    \
+    extern "C" __global__ void replace_##Type(const __grid_constant__ Block block, canon::Compute<canon::Type> x) { \
+        __shared__ Shared shared;                                                                                   \
+        replace<canon::Type>(block.elements<canon::Type>(), shared.stage,                                           \
+                             [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });                    \
+    }
+FORMULAS(Float16)
+FORMULAS(BFloat16)
+FORMULAS(Float32)
+FORMULAS(Float64)
+
+}  // namespace cuda
+}  // namespace fused_penalties

@@ -1,0 +1,40 @@
+"""What one warp of the GPU's kernels does, on the host, without Python and under sanitizers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from test_native import build
+
+# The parts of tests/native/warp.cpp, and how many cases each has at least.
+PARTS = {
+    "trees": 1_500_000,
+    "changes": 8_000_000,
+    "search": 5_000_000,
+    "sweep": 30_000,
+    "limbs": 160_000,
+}
+
+
+@pytest.fixture(scope="module")
+def warp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, which ends at the first access beyond an array and at undefined behaviour."""
+    flags = "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    options = [f"-DCMAKE_CXX_FLAGS={flags}", "-DFUSED_PENALTIES_CUDA=OFF"]
+    return build(tmp_path_factory.mktemp("warp"), *options, target="warp")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_like_the_plain_code(warp: Path, part: str) -> None:
+    """Blocks of every length, tables of any shape, any limbs."""
+    done = subprocess.run(
+        [warp, part, "1"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = re.fullmatch(r"(\d+) cases\n", done.stdout)
+    assert found
+    assert int(found[1]) >= PARTS[part]

@@ -1,0 +1,231 @@
+"""Σ|w| and Σw² of arrays on a GPU: the bits of the CPU, of the oracle and of the golden file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fused_penalties as fp
+import golden
+import gpu
+import oracle
+import values
+from gpu import Twins, assert_same, assert_same_sums, cupy
+from oracle import hexes
+from test_golden import CASES
+from test_layouts import LAYOUTS, cube
+
+pytestmark = gpu.marks
+dtypes = pytest.mark.parametrize("dtype", oracle.DTYPES)
+
+
+def assert_like_cpu(arrays: list[np.ndarray]) -> fp.Sums:
+    """Sums, totals and limbs; and nothing was written."""
+    twins = Twins(arrays)
+    sums = fp.sums(twins.gpu)
+    assert_same_sums(sums, fp.sums(twins.host))
+    np.testing.assert_array_equal(
+        fp.partial_sums(twins.gpu).limbs, fp.partial_sums(twins.host).limbs
+    )
+    twins.check()
+    return sums
+
+
+def assert_like_oracle(arrays: list[np.ndarray]) -> None:
+    sums = assert_like_cpu(arrays)
+    expected = [oracle.sums(x) for x in arrays]
+    assert hexes(sums.abs.get()) == hexes(a for a, _ in expected)
+    assert hexes(sums.square.get()) == hexes(s for _, s in expected)
+    assert hexes([float(sums.total_abs), float(sums.total_square)]) == hexes(oracle.totals(arrays))
+
+
+def test_golden_values() -> None:
+    arrays = [golden.array(case) for case in CASES]
+    sums = assert_like_cpu(arrays)
+    assert [value.hex() for value in sums.abs.tolist()] == [c["abs"] for c in CASES]
+    squares = [value.hex() for value in sums.square.tolist()]
+    assert squares == [c["square"] for c in CASES]
+
+
+@dtypes
+@pytest.mark.parametrize("elements_off", [0, 1, 3])
+def test_lengths(dtype: str, elements_off: int) -> None:
+    """Around every pack of 16 bytes, row and block; where the base allows wide loads, and not."""
+    lengths = values.edge_lengths(dtype)
+    x = values.make("lognormal", dtype, lengths[-1] + elements_off)[elements_off:]
+    x = values.at_offset(x, elements_off * x.itemsize)
+    assert_like_cpu([x[:length] for length in lengths])
+    assert_like_oracle([x[:length] for length in lengths[:: len(lengths) // 40]])
+
+
+@dtypes
+def test_addresses(dtype: str) -> None:
+    x = values.make("cauchy", dtype, 5003)
+    assert_like_oracle([values.at_offset(x, at) for at in range(0, 65, x.itemsize)])
+
+
+@dtypes
+@pytest.mark.parametrize("kind", values.KINDS)
+def test_kinds(dtype: str, kind: str) -> None:
+    block = oracle.block_elements(oracle.DTYPES[dtype])
+    lengths = (1, 5, block // 2, block, 2 * block + 77, 9 * block - 1)
+    arrays = [values.make(kind, dtype, length, seed) for length in lengths for seed in range(3)]
+    assert_like_oracle([*arrays, *(x[::-2] for x in arrays[9:])])
+
+
+def test_blocks_of_bfloat16_that_need_the_wide_rule() -> None:
+    """One element decides, on either side of both limits, wherever it lies in the block."""
+    rng = np.random.default_rng(0)
+    block, arrays = 4096, []
+    for deciding in ((77 << 7) - 1, 77 << 7, (187 << 7) - 1, 187 << 7, 0, 1, 0x7F80, 0x7FC1):
+        for length in (1, 100, 3000, block, 3 * block + 7):
+            bits = rng.integers(0, max(deciding, 1), length).astype(np.uint64)
+            if 77 << 7 <= deciding < 0x7F80:
+                bits = np.maximum(bits, 70 << 7)
+            bits[rng.integers(0, length)] = deciding
+            bits |= rng.integers(0, 2, length).astype(np.uint64) << np.uint64(15)
+            arrays.append(values.from_patterns(bits, "bfloat16"))
+    assert_like_oracle([*arrays, *(x[1:] for x in arrays), *(x[::-2] for x in arrays)])
+
+
+@dtypes
+def test_layouts(dtype: str) -> None:
+    """All but those whose elements are not aligned, which a GPU cannot read."""
+    layouts = [make for name, make in LAYOUTS.items() if "record" not in name]
+    arrays = [np.asarray(make(cube(dtype))) for make in layouts]
+    assert_like_oracle(arrays)
+
+
+@dtypes
+def test_slices_by_cupy(dtype: str) -> None:
+    x = values.make("lognormal", dtype, 60 * 250).reshape(60, 250)
+    there = gpu.on_gpu(x)
+    views: list[tuple[Any, np.ndarray]] = [
+        (there, x),
+        (there.T, x.T),
+        (there[1:], x[1:]),
+        (there[:, 3:], x[:, 3:]),
+        (there[::-1, ::2], x[::-1, ::2]),
+        (there.reshape(-1)[7:], x.reshape(-1)[7:]),
+        (there[5, 6], x[5, 6:7].reshape(())),
+        (there[3:3], x[3:3]),
+        (cupy.broadcast_to(there[0], (9, 250)), np.broadcast_to(x[0], (9, 250))),
+    ]
+    assert_same_sums(fp.sums([view for view, _ in views]), fp.sums([host for _, host in views]))
+    for view, host in views:
+        if host.size:
+            assert_same_sums(fp.sums(view), fp.sums(host))
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_lists(seed: int) -> None:
+    """Any number of arrays of any dtype, length, alignment, layout and values: 3200 lists."""
+    rng = np.random.default_rng(seed)
+    for turn in range(200):
+        arrays = [x for x in gpu.random_arrays(rng) if turn % 2 or x.size < 5000]
+        if not any(x.size for x in arrays):
+            continue
+        twins = Twins(arrays)
+        sums, there = fp.sums(twins.host), fp.sums(twins.gpu)
+        assert_same_sums(there, sums)
+        if turn % 20 == 0:
+            assert_like_oracle(arrays)
+        elif turn % 5 == 0:
+            found, wanted = fp.partial_sums(twins.gpu), fp.partial_sums(twins.host)
+            np.testing.assert_array_equal(found.limbs, wanted.limbs)
+
+
+def test_one_huge_array_beside_thousands_of_tiny_ones() -> None:
+    tiny = [values.make("normal", dtype, n % 37, n) for n in range(750) for dtype in oracle.DTYPES]
+    huge = values.make("lognormal", "float32", 3_000_001)
+    for at in (0, 1501, 3000):
+        assert_like_cpu([*tiny[:at], huge, *tiny[at:]])
+
+
+def test_totals_are_exact_whatever_cancels_in_rounding() -> None:
+    """Sums that differ by hundreds of orders, totals that overflow though no sum does, and NaN."""
+    small = np.full(3, 2.0**-500)
+    large = np.full(5000, 1e150)
+    most = np.full(1, np.finfo(np.float64).max)
+    for arrays in (
+        [small, large, small, np.float32([2.0**-149])],
+        [most, most],
+        [most, np.array([np.inf]), small],
+        [most, most, np.array([np.nan], np.float16), np.array([np.inf])],
+        [np.array([2.0**53]), np.array([1.0]), np.array([2.0**-1074])],
+    ):
+        assert_like_oracle(arrays)
+
+
+def test_one_array_is_one_buffer() -> None:
+    x = values.make("normal", "float32", 100)
+    sums = fp.sums(gpu.on_gpu(x))
+    assert sums.abs.shape == sums.square.shape == (1,)
+    assert sums.total_abs.shape == ()
+    assert_same_sums(sums, fp.sums(x))
+
+
+def test_names() -> None:
+    arrays = {f"layer{n}/w": values.make("normal", "float32", n * 100) for n in range(5)}
+    twins = Twins(arrays.values())
+    named = dict(zip(arrays, twins.gpu, strict=True))
+    sums = fp.sums(named)
+    assert sums.names == tuple(arrays)
+    assert_same_sums(sums, fp.sums(arrays))
+    part = fp.partial_sums(named)
+    assert part.names == tuple(arrays)
+    assert len(part) == len(sums) == 5
+
+
+def test_unique() -> None:
+    x = values.make("normal", "float32", 9000)
+    other = values.make("normal", "float64", 10)
+    square = x.reshape(90, 100)
+    twins = Twins([x, other, x, square, square.T, x[::2], x[::2], x[:-1], other, x.copy(), x[:0]])
+    sums = fp.sums(twins.gpu, unique=True)
+    assert_same_sums(sums, fp.sums(twins.host, unique=True))
+    assert np.count_nonzero(sums.abs.get()) == 5
+    assert_same_sums(fp.sums(twins.gpu), fp.sums(twins.host))
+
+
+def test_empty_arrays_only() -> None:
+    """They are on a GPU, and so are their sums."""
+    arrays = [np.zeros(0, np.float32), np.zeros((3, 0), np.float16)]
+    assert_same_sums(fp.sums(Twins(arrays).gpu), fp.sums(arrays))
+    assert fp.partial_sums(Twins(arrays).gpu).limbs.shape == (2, 2, 70)
+
+
+def test_empty_arrays_may_be_anywhere() -> None:
+    x, empty = np.ones(3, np.float32), np.zeros(0, np.float32)
+    assert_same_sums(fp.sums([empty, gpu.on_gpu(x), empty]), fp.sums([empty, x, empty]))
+    sums = fp.sums([gpu.on_gpu(empty), x])
+    assert type(sums.abs) is np.ndarray
+    assert sums.abs.tolist() == [0.0, 3.0]
+
+
+@dtypes
+def test_shards_on_both_devices_merge(dtype: str) -> None:
+    block = oracle.block_elements(oracle.DTYPES[dtype])
+    x = values.make("any bits", dtype, 11 * block + 5)
+    first, second, third = np.split(x, [3 * block, 7 * block])
+    parts = [fp.partial_sums(gpu.on_gpu(first)), fp.partial_sums(second)]
+    whole = fp.partial_sums(gpu.on_gpu(third)) + sum(parts)
+    np.testing.assert_array_equal(whole.limbs, fp.partial_sums(x).limbs)
+    assert hexes(whole.sums().abs) == hexes(fp.sums(x).abs)
+
+
+def test_results_do_not_change_with_the_weights() -> None:
+    x = gpu.on_gpu(np.ones(5000))
+    sums = fp.sums(x)
+    x.set(np.full(5000, 5.0))
+    assert_same(sums.abs, [5000.0])
+    assert_same(sums.total_square, 5000.0)
+
+
+def test_threads_are_checked_but_mean_nothing() -> None:
+    x = gpu.on_gpu(np.ones(3))
+    assert_same(fp.sums(x, threads=2).abs, [3.0])
+    with pytest.raises(ValueError, match=r"^threads: got 0"):
+        fp.sums(x, threads=0)

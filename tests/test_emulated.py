@@ -1,0 +1,79 @@
+"""The tests of the `cuda` marker without a GPU: the kernels' own source, run by the host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pybind11
+import pytest
+
+import fused_penalties as fp
+from test_native import PATH, SOURCE
+
+TESTS = SOURCE / "tests"
+# What only real hardware can show.
+LEFT_OUT = {"test_torch", "test_a_graph_of_torch"}
+
+
+def run(command: list[str | Path], **environment: str) -> str:
+    """Runs a command, which must succeed, and returns what it prints."""
+    surroundings = {**os.environ, "PATH": PATH, **environment}
+    surroundings.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        command, cwd=SOURCE, env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where Python finds this source tree with an extension for which the host plays the GPU."""
+    folder = tmp_path_factory.mktemp("emulated")
+    package = folder / "package" / "fused_penalties"
+    options = {
+        "FUSED_PENALTIES_CUDA": "EMULATED",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "SKBUILD_PROJECT_VERSION_FULL": fp.__version__,
+    }
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    build = folder / "build"
+    run(["cmake", "-S", SOURCE, "-B", build, "-G", "Ninja", *definitions])
+    assert "warning:" not in run(["cmake", "--build", build])
+    shutil.copytree(SOURCE / "python" / "fused_penalties", package)
+    (extension,) = build.glob("_core*.so")
+    shutil.copy(extension, package)
+    return os.pathsep.join([str(package.parent), str(TESTS / "emulated")])
+
+
+def test_it_is_the_emulation(python_path: str) -> None:
+    """Not a copy that is installed somewhere, nor a real CuPy."""
+    code = """if True:
+        import cupy, fused_penalties as fp
+        print(fp.__file__, cupy.__file__, fp.build_info()["cuda"], fp.cuda.is_available())
+    """
+    package, stand_in, cuda, available = run(
+        [sys.executable, "-c", code], PYTHONPATH=python_path
+    ).split()
+    assert (cuda, available) == ("emulated", "available")
+    folders = python_path.split(os.pathsep)
+    assert [str(Path(package).parents[1]), str(Path(stand_in).parent)] == folders
+
+
+def test_everything_for_the_gpu(python_path: str, tmp_path: Path) -> None:
+    files = sorted(TESTS.glob("test_cuda*.py"))
+    report = tmp_path / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *files]
+    output = run([*command, f"--junitxml={report}"], PYTHONPATH=python_path)
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    assert {case.attrib["name"].partition("[")[0] for case in skipped} <= LEFT_OUT, output
+    ran = {case.attrib["classname"].rpartition(".")[2] for case in cases if case not in skipped}
+    assert ran == {file.stem for file in files if "gpu.marks" in file.read_text()}, output
+    assert len(cases) - len(skipped) > 800, output
