@@ -210,9 +210,7 @@ class VariableStore:
         losses = self.get_regularization_losses(scope)
         return add_n(losses) if losses else np.float32(0.0)
 
-    def apply_regularization(
-        self, regularizer: Regularizers, weights_list: Any = None
-    ) -> Any:
+    def apply_regularization(self, regularizer: Regularizers, weights_list: Any = None) -> Any:
         """The sum of `regularizer` over the weights, each read once, which is also added as a loss.
 
         As `contrib.apply_regularization`, but without weights, None or an empty list, it takes the
