@@ -48,8 +48,9 @@ class Plan:
     and an `upstream`, `step`, `rate` or `max_norm` that is itself on the GPU. A call on another
     stream than the last one comes after that. In a CUDA graph a call can be captured, with what the
     weights, the grads and the strengths will hold when it is replayed, but with the numbers that it
-    was given; grads must have been used once before. Graphs that are captured from one plan share
-    memory: replay them one after the other.
+    was given; grads must have been used once before. A graph does not wait for calls outside of it,
+    and those that are captured from one plan share memory: order their streams, and keep the plan
+    and the captured results for as long as the graph.
 
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
     and are safe beside each other. What writes, into weights, grads or the plan, needs them to
