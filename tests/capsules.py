@@ -1,4 +1,4 @@
-"""DLPack by hand: what a library with memory on a GPU hands out, whichever library that is."""
+"""Arrays of other libraries with memory on a GPU: DLPack, and CUDA's array interface, by hand."""
 
 from __future__ import annotations
 
@@ -69,13 +69,33 @@ class ExchangeApi(ctypes.Structure):
 _new = ctypes.pythonapi.PyCapsule_New
 _new.restype = ctypes.py_object
 _new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+# By address: a capsule that is being destroyed is no object any more.
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 _NAMES = b"dltensor", b"dltensor_versioned", b"dlpack_exchange_api"  # capsules point to them
-_alive: dict[int, Any] = {}  # what capsules point to, by their addresses
-_destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(lambda address: _alive.pop(address) and None)
+_alive: dict[int, Any] = {}  # what was handed out, by its address
+
+
+def _released(address: int) -> None:
+    del _alive[address]
+
+
+def _destroyed(capsule: int) -> None:
+    for name in _NAMES[:2]:
+        if _is_valid(capsule, name):  # else a consumer renamed it, and will release it
+            _released(_pointer(capsule, name))
+
+
+_deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_released)
+_destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_destroyed)
 
 
 def alive() -> int:
-    """How many capsules there are."""
+    """How many tensors that were handed out have not been released."""
     return len(_alive)
 
 
@@ -94,14 +114,19 @@ def tensor(array: Any, kind: int = CUDA) -> tuple[Tensor, Any]:
 def capsule(array: Any, *, versioned: bool = True, flags: int = 0, kind: int = CUDA) -> Any:
     """The memory of a CuPy array in a capsule of DLPack 1 or, not `versioned`, DLPack 0."""
     described, kept = tensor(array, kind)
-    managed: Any = Managed(described, None, None)
+    deleter = ctypes.cast(_deleter, ctypes.c_void_p)
+    managed: Any = Managed(described, None, deleter)
     if versioned:
-        managed = Versioned(1, 0, None, None, flags, described)
-    made = _new(
-        ctypes.addressof(managed), _NAMES[versioned], ctypes.cast(_destructor, ctypes.c_void_p)
-    )
-    _alive[id(made)] = managed, kept
-    return made
+        managed = Versioned(1, 0, None, deleter, flags, described)
+    address = ctypes.addressof(managed)
+    _alive[address] = managed, kept
+    return _new(address, _NAMES[versioned], ctypes.cast(_destructor, ctypes.c_void_p))
+
+
+def original(made: Any) -> Any:
+    """The CuPy array whose memory is in a capsule."""
+    name = next(name for name in _NAMES[:2] if _is_valid(id(made), name))
+    return _alive[_pointer(id(made), name)][1][0]
 
 
 class Producer:
@@ -139,7 +164,7 @@ class Framework:
     As torch's tensors: they are found without a capsule, and work happens on `stream`.
     """
 
-    stream: Any = None  # CuPy's object for the library's current one
+    stream: Any = None  # CuPy's object for the library's current one; None for the default stream
 
     def __init__(self, array: Any) -> None:
         self.array, self.dtype, self.shape = array, array.dtype, array.shape
@@ -147,8 +172,13 @@ class Framework:
     def __dlpack_device__(self) -> tuple[int, int]:
         return (CUDA, self.array.data.device_id)
 
-    def __dlpack__(self, **_: Any) -> Any:
-        raise AssertionError("there is a faster way")
+    def __dlpack__(self, *, stream: Any = None, max_version: Any = None) -> Any:
+        assert stream in (None, self._handle() or 1), "there is a faster way"
+        return capsule(self.array)
+
+    @classmethod
+    def _handle(cls) -> int:
+        return cls.stream.ptr if cls.stream else 0
 
     @staticmethod
     def _tensor_from_object(found: Any, out: Any) -> int:
@@ -159,8 +189,27 @@ class Framework:
     @classmethod
     def _current_stream(cls, kind: int, device: int, out: Any) -> int:
         assert kind == CUDA
-        out[0] = cls.stream.ptr
+        out[0] = cls._handle()
         return 0
+
+
+class OnlyInterface:
+    """An array with the CUDA array interface and without DLPack, as Numba's are."""
+
+    def __init__(self, array: Any, stream: Any = None, read_only: bool = False) -> None:
+        self.array, self.stream, self.read_only = array, stream, read_only
+        self.dtype, self.shape = array.dtype, array.shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self.array.shape,
+            "typestr": self.array.dtype.str,
+            "strides": self.array.strides,
+            "data": (self.array.data.ptr, self.read_only),
+            "stream": self.stream,
+        }
 
 
 _fields = dict(ExchangeApi._fields_)

@@ -37,8 +37,8 @@ def settled() -> Iterator[None]:
     yield
     cuda = sys.modules["cupy"].cuda
     for device in range(cuda.runtime.getDeviceCount()):
-        with cuda.Device(device) as entered:
-            entered.synchronize()
+        with cuda.Device(device):
+            cuda.Device().synchronize()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

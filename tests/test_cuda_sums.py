@@ -12,6 +12,7 @@ import golden
 import gpu
 import oracle
 import values
+from fused_penalties import regularizers
 from gpu import Twins, assert_same, assert_same_sums, cupy
 from oracle import hexes
 from test_golden import CASES
@@ -157,6 +158,39 @@ def test_totals_are_exact_whatever_cancels_in_rounding() -> None:
         [np.array([2.0**53]), np.array([1.0]), np.array([2.0**-1074])],
     ):
         assert_like_oracle(arrays)
+
+
+@pytest.mark.parametrize(
+    "length", [9 * 4096 + 5, pytest.param((1 << 32) + 4101, marks=gpu.hardware)]
+)
+def test_more_elements_than_32_bits_can_count(length: int) -> None:
+    """All of them alike, so that the sums of one block, and of the last one, tell those of all."""
+    tiny = [values.make("normal", dtype, 512) for dtype in oracle.DTYPES for _ in range(500)]
+    twins = Twins(tiny)
+    memory = cupy.empty(2 * length + 2, np.uint8)
+    memory.data.memset(0x3C, 2 * length + 2)
+
+    def assert_sums(of_one: int) -> None:
+        for offset, step in ((0, 1), (2, 1), (0, 3)):
+            count = -(-length // step)
+            there = cupy.ndarray(count, oracle.BFLOAT16, memory.data + offset, strides=(2 * step,))
+            sums = fp.sums([*twins.gpu[:1000], there, *twins.gpu[1000:]])
+            block, rest = (
+                oracle.exact_pair(np.full(n, of_one, np.uint16).view(oracle.BFLOAT16))
+                for n in (4096, count % 4096)
+            )
+            wanted = []
+            for whole, part in zip(block, rest, strict=True):
+                whole.units *= count // 4096
+                wanted.append((whole + part).rounded())
+            assert hexes([sums.abs.get()[1000], sums.square.get()[1000]]) == hexes(wanted)
+            others = np.delete(sums.abs.get(), 1000)
+            assert hexes(others) == hexes(fp.sums(tiny).abs)
+
+    assert_sums(0x3C3C)
+    there = cupy.ndarray(length + 1, oracle.BFLOAT16, memory.data)
+    fp.Plan([there], regularizers.L2(0.5)).decay(0.5)
+    assert_sums(0x3BBC)  # half as much
 
 
 def test_one_array_is_one_buffer() -> None:

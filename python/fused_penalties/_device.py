@@ -46,7 +46,7 @@ class DevicePlan:
         self._remembered: list[_Uploaded] = []
         self._captured: list[_Uploaded] = []
         self._foreign: Any = None
-        with self.stream() as stream:
+        with self.stream(after_cupy=True) as stream:
             self._refuse_capture(stream, "a plan cannot be made")
             # Held, so that it outlives the memory that is taken on it.
             self._home = self._cupy.cuda.get_current_stream(core.device)
@@ -63,16 +63,25 @@ class DevicePlan:
                 self._core.settle(self._home.ptr)
 
     @contextmanager
-    def stream(self) -> Iterator[int]:
-        """The caller's stream, made CuPy's current one, of the weights' device, in the meantime."""
+    def stream(self, after_cupy: bool = False) -> Iterator[int]:
+        """The caller's stream, made CuPy's current one, of the weights' device, in the meantime.
+
+        With `after_cupy` it waits for what is on CuPy's own: there other libraries were asked to
+        have their arrays ready.
+        """
         cuda, device = self._cupy.cuda, self._core.device
         handle = self._core.stream()
         with cuda.Device(device):
-            current = cuda.get_current_stream(device).ptr
-            if handle is None:
-                handle = current
-            with nullcontext() if handle == current else self._other_stream(handle):
-                if not self._core.capturing(handle):
+            current = cuda.get_current_stream(device)
+            if handle is None or handle == current.ptr:
+                handle, other = current.ptr, None
+            else:
+                other = self._other_stream(handle)
+            captured = self._core.capturing(handle)
+            if other and after_cupy and not captured:
+                other.wait_event(current.record())
+            with other or nullcontext():
+                if not captured:
                     yield handle
                     return
                 # CuPy may have to get more memory for a result, which a graph has no part in.
@@ -136,13 +145,13 @@ class DevicePlan:
 
     def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
         found = self._core.gradient_table(grads)
-        with self.stream() as stream:
+        with self.stream(after_cupy=True) as stream:
             (table,) = self._uploaded(found, stream, workspaces=False)
             self._core.add_grad(stream, found, table, upstream)
 
     def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
         found = self._core.gradient_table(grads)
-        with self.stream() as stream:
+        with self.stream(after_cupy=True) as stream:
             (table,) = self._uploaded(found, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
             self._core.value_and_grad(stream, found, table, upstream, value.data.ptr, self._wide)
@@ -158,7 +167,7 @@ class DevicePlan:
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
         found = self._core.norm_table(grads)
-        with self.stream() as stream:
+        with self.stream(after_cupy=True) as stream:
             addresses = self._uploaded(found, stream, workspaces=True)
             norm = self._cupy.empty(2, np.float64)
             self._core.clip(stream, found, *addresses, max_norm, norm.data.ptr)

@@ -145,7 +145,8 @@ def on_host(x: Any) -> Any:
     if not is_on_gpu(x):
         return x
     cupy = cuda.cupy()
-    return cupy.asnumpy(x if isinstance(x, cupy.ndarray) else cupy.from_dlpack(x))
+    foreign = hasattr(x, "__dlpack__") and not isinstance(x, cupy.ndarray)
+    return cupy.asnumpy(cupy.from_dlpack(x) if foreign else cupy.asarray(x))
 
 
 def _is_array(value: Any) -> bool:
