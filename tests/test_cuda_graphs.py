@@ -177,6 +177,27 @@ def test_a_replay_beside_other_calls(name: str, steps: int) -> None:
     case.twins.check()
 
 
+@pytest.mark.parametrize("steps", range(4))
+def test_a_replay_on_another_stream_beside_other_calls(steps: int) -> None:
+    """The stream of the capture is free, and what the calls take from the pool there is too."""
+    case = Case()
+    first, second = gpu.streams(2)
+    known(case, first)
+    inf = float("inf")
+    with capture(first) as captured:
+        norm, value = case.plan.clip_grad_norm(case.grads, inf), case.call("value")
+    captured.graph.launch(second)
+    gpu.step(second, steps)
+    with first:
+        other, total = case.plan.clip_grad_norm(case.grads, inf), case.call("total_square")
+        wanted = case.on_cpu.clip_grad_norm(case.on_cpu_grads, inf)
+        assert_same(other, wanted)
+        assert_same(total, case.expected("total_square"))
+    with second:
+        assert_same(norm, wanted)
+        assert_same(value, case.expected("value"))
+
+
 @pytest.mark.parametrize("steps", range(3))
 def test_other_calls_during_a_capture(steps: int) -> None:
     case = Case()

@@ -165,9 +165,10 @@ def test_the_stream_of_the_weights_library_changes(monkeypatch: pytest.MonkeyPat
         twins.check()
 
 
-def test_gradients_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", [0, 1])
+def test_gradients_of_another_library(waits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are read after what that did to them, and it sees what was written."""
-    first, second = gpu.streams(2)
+    first, second = streams = gpu.streams(2)
     x, g = (values.make("normal", "float32", 9000, seed) for seed in (1, 2))
     twins = Twins([x, np.zeros_like(g)])
     cupy.cuda.Device().synchronize()
@@ -179,6 +180,7 @@ def test_gradients_of_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
             twins.gpu[1].set(g)
         with second:
             result = getattr(plan, name)([grads], *arguments)
+        streams[waits].synchronize()
         twins.host[1][:] = g
         wanted = getattr(on_cpu, name)([twins.host[1]], *arguments)
         with first:
