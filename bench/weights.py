@@ -64,6 +64,17 @@ def values(model: str, dtype: str, seed: int) -> dict[str, NDArray[Any]]:
     return result
 
 
+def memory(count: int, dtype: Any, offset: int) -> NDArray[Any]:
+    """An array whose first element lies `offset` bytes past a cache line of 64 bytes.
+
+    NumPy's large arrays lie 16 bytes past one, those of torch and most allocators on one.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    room = np.empty(count * itemsize + 128, np.uint8)
+    start = (offset - room.ctypes.data) % 64
+    return room[start : start + count * itemsize].view(dtype)
+
+
 def _linear(name: str, outputs: int, inputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 

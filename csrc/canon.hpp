@@ -1,4 +1,4 @@
-// Canon v1: the summation tree that fixes every bit of the result, in plain scalar code.
+// Canon v2: the summation tree that fixes every bit of the result, in plain scalar code. CANON.md has it in words.
 //
 // This is the reference that all vector bodies and GPU kernels must equal bit for bit. It is written
 // once for host and device, favours clearness over speed, and is also an instruction set of its own
@@ -29,9 +29,12 @@
 
 namespace fused_penalties {
 
+// A block is 4 strips one after the other, a strip 16 rows one after the other.
+constexpr int kStrips = 4;
 constexpr int kRows = 16;
-constexpr int kRowBytes = 512;
-constexpr int kBlockBytes = kRows * kRowBytes;
+constexpr int kRowBytes = 128;
+constexpr int kStripBytes = kRows * kRowBytes;
+constexpr int kBlockBytes = kStrips * kStripBytes;
 
 // One lane's accumulators, a of |x| and s of x*x, in the lane's own precision.
 template <class Real>
@@ -137,10 +140,15 @@ struct Float64 {
     FUSED_PENALTIES_HD static Real read(Element x) { return x; }
 };
 
+// A row has one element of each column. Each column of each strip is a lane: lane = strip * columns + column.
 template <class Type>
-constexpr int lanes = kRowBytes / int(sizeof(typename Type::Element));
+constexpr int columns = kRowBytes / int(sizeof(typename Type::Element));
 template <class Type>
-constexpr int block_elements = kRows * lanes<Type>;
+constexpr int strip_elements = kRows * columns<Type>;
+template <class Type>
+constexpr int lanes = kStrips * columns<Type>;
+template <class Type>
+constexpr int block_elements = kStrips * strip_elements<Type>;
 
 // The largest magnitudes, 2^-50 and 2^60 as bits, between which a block of bfloat16 does without float64 lanes.
 constexpr uint32_t kLeastNarrow = 77u << 7, kLeastTooLarge = 187u << 7;
@@ -169,11 +177,13 @@ FUSED_PENALTIES_HD inline void accumulate(Lane<typename Type::Real>& lane, typen
 // The tree itself, for one block of n elements, 0 < n <= block_elements<Type>.
 template <class Type>
 FUSED_PENALTIES_HD inline BlockSums tree(const typename Type::Element* elements, int n) {
-    constexpr int L = lanes<Type>;
+    constexpr int J = columns<Type>, L = lanes<Type>;
     double a[L], s[L];
     for (int j = 0; j < L; ++j) {
+        const int first = j / J * strip_elements<Type> + j % J;
         Lane<typename Type::Real> lane{0, 0};
-        for (int i = j; i < n; i += L) accumulate<Type>(lane, element_at(elements, i));
+        for (int row = 0; row < kRows && first + row * J < n; ++row)
+            accumulate<Type>(lane, element_at(elements, first + row * J));
         a[j] = lane.a;
         s[j] = lane.s;
     }

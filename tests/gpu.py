@@ -138,8 +138,8 @@ def random_arrays(rng: np.random.Generator) -> list[np.ndarray]:
 def _random_array(rng: np.random.Generator, most_blocks: int) -> np.ndarray:
     dtype = str(rng.choice(list(oracle.DTYPES)))
     itemsize = oracle.DTYPES[dtype].itemsize
-    block, lanes = oracle.block_elements(oracle.DTYPES[dtype]), oracle.lanes(oracle.DTYPES[dtype])
-    unit = int(rng.choice([block, lanes, 16 // itemsize, 1]))
+    block = oracle.block_elements(oracle.DTYPES[dtype])
+    unit = int(rng.choice([block, block // 4, block // 64, 16 // itemsize, 1]))
     most = most_blocks * block // unit if most_blocks else 60
     length = max(0, unit * int(rng.integers(0, min(most, 20) + 1)) + int(rng.integers(-2, 3)))
     pool = _pool(str(rng.choice(values.KINDS)) if rng.random() < 0.5 else "normal", dtype)

@@ -1,4 +1,4 @@
-"""canon v1 in plain Python, written from the text of the contract and from nothing else.
+"""canon v2 in plain Python, written from the text of `csrc/CANON.md` and from nothing else.
 
 NumPy does element-wise IEEE arithmetic here, vectorised over lanes and blocks, and never a
 floating-point reduction: every order of addition is spelled out below. Block sums are added as
@@ -14,9 +14,11 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 
-BLOCK_BYTES = 8192
-ROW_BYTES = 512
-ROWS = 16
+ROW_BYTES = 128
+ROWS = 16  # in a strip
+STRIPS = 4  # in a block
+STRIP_BYTES = ROWS * ROW_BYTES
+BLOCK_BYTES = STRIPS * STRIP_BYTES
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = {
@@ -34,27 +36,37 @@ DIGIT_BITS = 32
 NAN_BITS = 0x7FF8000000000000
 
 
-def lanes(dtype: np.dtype) -> int:
-    """Lanes in a row: 64 for float64, 128 for float32, 256 for the 16-bit types."""
+def columns(dtype: np.dtype) -> int:
+    """Elements in a row of 128 bytes: 16 of float64, 32 of float32, 64 of the 16-bit types."""
     return ROW_BYTES // dtype.itemsize
 
 
+def strip_elements(dtype: np.dtype) -> int:
+    """Elements in a strip of 2 KiB."""
+    return ROWS * columns(dtype)
+
+
+def lanes(dtype: np.dtype) -> int:
+    """The columns of all four strips of a block."""
+    return STRIPS * columns(dtype)
+
+
 def block_elements(dtype: np.dtype) -> int:
-    """Elements in an 8 KiB block."""
-    return ROWS * lanes(dtype)
+    """Elements in a block of 8 KiB."""
+    return STRIPS * strip_elements(dtype)
 
 
 def reading_order(x: np.ndarray) -> np.ndarray:
-    """The elements of `x`, 1-D and native-endian, in the order in which canon v1 takes them."""
+    """The elements of `x`, 1-D and native-endian, in the order in which they are numbered."""
+    axes = [axis for axis, length in enumerate(x.shape) if length != 1]
+    upward = x[(..., *(slice(None, None, -1 if stride < 0 else 1) for stride in x.strides))]
+    axes.sort(key=lambda axis: upward.strides[axis], reverse=True)
+    walk = upward.transpose(*axes, *(axis for axis in range(x.ndim) if axis not in axes))
     address = np.zeros((), np.int64)
-    for length, stride in zip(x.shape, x.strides, strict=True):
+    for length, stride in zip(walk.shape, walk.strides, strict=True):
         address = np.add.outer(address, np.arange(length, dtype=np.int64) * stride)
-    address = address.ravel()
-    flat = x.flatten(order="C")
-    order = np.argsort(address, kind="stable")
-    apart = np.diff(address[order]) >= x.itemsize
-    if apart.all():
-        flat = flat[order]
+    goes_up = (np.diff(address.ravel()) >= x.itemsize).all()
+    flat = (walk if goes_up else x).flatten(order="C")
     return flat.astype(flat.dtype.newbyteorder("="))
 
 
@@ -62,16 +74,17 @@ def _widened_bfloat16(x: np.ndarray) -> np.ndarray:
     return (x.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _run_lanes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(blocks, 16, lanes) in the lane's own type to (blocks, lanes) of abs and of square."""
-    a = np.zeros(rows.shape[::2], rows.dtype)
-    s = np.zeros(rows.shape[::2], rows.dtype)
-    for row in range(ROWS):
-        x = rows[:, row]
-        a = a + np.abs(x)
-        product = x * x
+def _run_lanes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(blocks, strips, rows, columns) in the accumulators' type to (blocks, lanes): a and s."""
+    blocks, strips, rows, columns = x.shape
+    a = np.zeros((blocks, strips, columns), x.dtype)
+    s = np.zeros((blocks, strips, columns), x.dtype)
+    for row in range(rows):
+        element = x[:, :, row, :]
+        a = a + np.abs(element)
+        product = element * element
         s = s + product
-    return a, s
+    return a.reshape(blocks, strips * columns), s.reshape(blocks, strips * columns)
 
 
 def _fold(v: np.ndarray) -> np.ndarray:
@@ -90,7 +103,7 @@ def block_sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     blocks = -(-flat.size // per_block)
     padded = np.zeros(blocks * per_block, flat.dtype)
     padded[: flat.size] = flat
-    padded = padded.reshape(blocks, ROWS, lanes(flat.dtype))
+    padded = padded.reshape(blocks, STRIPS, ROWS, columns(flat.dtype))
 
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         if flat.dtype == np.float64:
@@ -100,14 +113,14 @@ def block_sums(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         elif flat.dtype == np.float16:
             a, s = _run_lanes(padded.astype(np.float32))
         elif flat.dtype == BFLOAT16:
-            rows = _widened_bfloat16(padded)
-            a, s = (lane.astype(np.float64) for lane in _run_lanes(rows))
+            widened = _widened_bfloat16(padded)
+            a, s = (lane.astype(np.float64) for lane in _run_lanes(widened))
             # The largest of integers: the order of this reduction cannot change it.
-            m = (padded.view(np.uint16) & 0x7FFF).max(axis=(1, 2), initial=0)
-            wide = (m != 0) & ((m < (77 << 7)) | (m >= (187 << 7)))
-            a[wide], s[wide] = _run_lanes(rows[wide].astype(np.float64))
+            m = (padded.view(np.uint16) & 0x7FFF).max(axis=(1, 2, 3), initial=0)
+            wide = (m != 0) & ((m < 77 * 128) | (m >= 187 * 128))
+            a[wide], s[wide] = _run_lanes(widened[wide].astype(np.float64))
         else:
-            raise TypeError(f"canon v1 has no rule for {flat.dtype}")
+            raise TypeError(f"canon v2 has no rule for {flat.dtype}")
         return _fold(a), _fold(s)
 
 
@@ -166,7 +179,7 @@ def exact_pair(x: np.ndarray) -> tuple[Exact, Exact]:
 
 
 def sums(x: np.ndarray) -> tuple[float, float]:
-    """What canon v1 answers for one buffer: abs and square."""
+    """What canon v2 answers for one buffer: abs and square."""
     a, s = exact_pair(x)
     return a.rounded(), s.rounded()
 
@@ -177,7 +190,7 @@ def limbs(x: np.ndarray) -> np.ndarray:
 
 
 def totals(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
-    """What canon v1 answers for the totals over many buffers: merged exactly, rounded once."""
+    """What canon v2 answers for the totals over many buffers: merged exactly, rounded once."""
     a, s = Exact(), Exact()
     for x in arrays:
         more_a, more_s = exact_pair(x)

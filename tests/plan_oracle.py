@@ -69,7 +69,7 @@ def decayed(w: np.ndarray, l2: float, rate: float) -> np.ndarray:
 
 
 def norm(grads: Iterable[np.ndarray]) -> float:
-    """The joint L2 norm: the root of the total of canon v1."""
+    """The joint L2 norm: the root of the total of canon v2."""
     return math.sqrt(oracle.totals(grads)[1])
 
 

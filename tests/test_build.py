@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ SUMS = """
 
 def test_build_info() -> None:
     info = fp.build_info()
-    assert set(info) == {"version", "isas", "active_isa", "threads", "cuda"}
+    assert set(info) == {"version", "isas", "active_isa", "why_isa", "threads", "cuda"}
     assert info["version"] == fp.__version__ == importlib.metadata.version("fused-penalties")
     assert set(fp._core.supported_isas()) <= set(info["isas"])
     assert info["active_isa"] in fp._core.supported_isas()
@@ -42,9 +44,36 @@ def test_the_environment_forces_an_isa(name: str) -> None:
     assert found == json.loads(fresh.output(SUMS))[1]
 
 
-def test_without_a_wish_the_best_isa_is_taken() -> None:
-    best = next(isa for isa in fp.build_info()["isas"] if isa in fp._core.supported_isas())
-    assert json.loads(fresh.output(SUMS, FUSED_PENALTIES_ISA=""))[0] == best
+WHY = """
+    import json
+    import fused_penalties as fp
+    info = fp.build_info()
+    print(json.dumps([info["active_isa"], info["why_isa"]]))
+"""
+
+
+def is_zen_4() -> bool:
+    """By what Linux says of the processor: AMD's family 25 (19h) with AVX-512."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    family = re.search(r"^cpu family\s*: 25$", text, re.M)
+    return "AuthenticAMD" in text and family is not None and "avx512vl" in text
+
+
+def test_without_a_wish_the_fastest_isa_is_taken() -> None:
+    active, why = json.loads(fresh.output(WHY, FUSED_PENALTIES_ISA=""))
+    if is_zen_4():
+        assert (active, why) == (
+            "avx2",
+            "faster here than avx512, which this processor runs in halves",
+        )
+    else:
+        widest = next(isa for isa in fp.build_info()["isas"] if isa in fp._core.supported_isas())
+        assert (active, why) == (widest, "the widest that this processor has")
+
+
+def test_an_isa_that_was_asked_for_says_so() -> None:
+    assert json.loads(fresh.output(WHY, FUSED_PENALTIES_ISA="scalar")) == ["scalar", "asked for"]
 
 
 NOT_SUPPORTED = ["sse9", "AVX 2", "avx2 ", "../avx2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from fractions import Fraction
 from functools import cache
@@ -47,9 +48,10 @@ def test_lengths_around_every_edge(dtype: str) -> None:
 
 @dtypes
 def test_every_byte_offset(dtype: str) -> None:
-    lanes = oracle.lanes(oracle.DTYPES[dtype])
+    row = oracle.columns(oracle.DTYPES[dtype])
+    strip = oracle.strip_elements(oracle.DTYPES[dtype])
     block = oracle.block_elements(oracle.DTYPES[dtype])
-    for length in (1, 7, lanes - 1, 2 * lanes + 3, block - 1, block, 2 * block + lanes + 5):
+    for length in (1, 7, row - 1, 2 * row + 3, strip + 1, block - 1, block, 2 * block + strip + 5):
         x = values.make("normal", dtype, length)
         expected_abs, expected_square = oracle.sums(x)
         sums = fp.sums([values.at_offset(x, offset) for offset in range(64)])
@@ -106,39 +108,67 @@ TINY = 2.0**-53
 
 
 def place(dtype: str, length: int, **elements: float) -> np.ndarray:
-    """Zeros but for the elements named by their row and lane: r2l5 is row 2, lane 5."""
+    """Zeros but for the elements named by block, strip, row and column: b0s1r2c3.
+
+    The size of every part is a number here, as it is in the text, and not what the oracle says.
+    """
     x = np.zeros(length, oracle.DTYPES[dtype])
     for where, value in elements.items():
-        row, lane = where[1:].split("l")
-        x[int(row) * oracle.lanes(x.dtype) + int(lane)] = value
+        numbers = re.fullmatch(r"b(\d+)s([0-3])r(\d|1[0-5])c(\d+)", where)
+        block, strip, row, column = map(int, numbers.groups())
+        assert column < 128 // x.itemsize
+        byte = 8192 * block + 2048 * strip + 128 * row + x.itemsize * column
+        x[byte // x.itemsize] = value
     return x
+
+
+def test_the_example_in_the_text() -> None:
+    x = place("float32", 6144, b2s1r12c8=1.0)
+    assert np.flatnonzero(x) == [5000]
 
 
 @pytest.mark.parametrize(
     ("elements", "expected"),
     [
         # Half an ulp added to 1 rounds to even, again and again, in one lane or one after another.
-        ({"r0l0": 1.0, "r1l0": TINY, "r2l0": TINY}, 1.0),
+        ({"b0s0r0c0": 1.0, "b0s0r1c0": TINY, "b0s0r2c0": TINY}, 1.0),
         # The small ones first: they meet before the 1 comes.
-        ({"r0l0": TINY, "r1l0": TINY, "r2l0": 1.0}, 1.0 + 2 * TINY),
-        # Lanes 1 and 3 meet when four lanes are left, and lanes 0 and 2 as well.
-        ({"r0l0": 1.0, "r0l1": TINY, "r0l3": TINY}, 1.0 + 2 * TINY),
-        ({"r0l0": 1.0, "r0l2": TINY, "r0l1": TINY}, 1.0),
-        # Lanes 5 and 37 meet first of all: 64 lanes fold to 32.
-        ({"r0l0": 1.0, "r0l5": TINY, "r0l37": TINY}, 1.0 + 2 * TINY),
-        # Lane 32 meets lane 0 before it could meet lane 33.
-        ({"r0l0": 1.0, "r0l32": TINY, "r0l33": TINY}, 1.0),
+        ({"b0s0r0c0": TINY, "b0s0r1c0": TINY, "b0s0r2c0": 1.0}, 1.0 + 2 * TINY),
+        # Rows go on from 0 to 15 in the same lane, and the order is that of the rows.
+        ({"b0s2r0c5": TINY, "b0s2r7c5": TINY, "b0s2r15c5": 1.0}, 1.0 + 2 * TINY),
+        ({"b0s2r0c5": 1.0, "b0s2r7c5": TINY, "b0s2r15c5": TINY}, 1.0),
+        ({"b0s2r7c5": 1.0, "b0s2r8c5": TINY, "b0s2r9c5": TINY}, 1.0),
+        # The first halving adds strip 2 to 0 and 3 to 1, the second these two: strips 1 and 3 meet
+        # before they meet strip 0, strips 1 and 2 and strips 2 and 3 do not.
+        ({"b0s0r0c0": 1.0, "b0s1r0c0": TINY, "b0s3r0c0": TINY}, 1.0 + 2 * TINY),
+        ({"b0s0r0c0": 1.0, "b0s1r0c0": TINY, "b0s2r0c0": TINY}, 1.0),
+        ({"b0s0r0c0": 1.0, "b0s2r0c0": TINY, "b0s3r0c0": TINY}, 1.0),
+        ({"b0s1r0c0": 1.0, "b0s0r0c0": TINY, "b0s2r0c0": TINY}, 1.0 + 2 * TINY),
+        # Strips fold onto strips before columns onto columns: strip 0 meets strip 1 of its column
+        # before column 8, and columns 8 of two strips meet each other first.
+        ({"b0s0r0c0": 1.0, "b0s1r0c0": TINY, "b0s0r0c8": TINY}, 1.0),
+        ({"b0s0r0c0": 1.0, "b0s0r0c8": TINY, "b0s1r0c8": TINY}, 1.0 + 2 * TINY),
+        ({"b0s0r0c0": 1.0, "b0s1r7c8": TINY, "b0s2r9c8": TINY}, 1.0 + 2 * TINY),
+        # The first column halving, of 16 to 8: columns 5 and 13 meet, column 8 meets column 0
+        # before it could meet column 9.
+        ({"b0s0r0c0": 1.0, "b0s0r0c5": TINY, "b0s0r0c13": TINY}, 1.0 + 2 * TINY),
+        ({"b0s0r0c0": 1.0, "b0s0r0c8": TINY, "b0s0r0c9": TINY}, 1.0),
+        # Columns 1 and 3 meet when four are left, and columns 0 and 2 as well.
+        ({"b0s0r0c0": 1.0, "b0s0r0c1": TINY, "b0s0r0c3": TINY}, 1.0 + 2 * TINY),
+        ({"b0s0r0c0": 1.0, "b0s0r0c2": TINY, "b0s0r0c1": TINY}, 1.0),
+        # Column 1 adds up its own rows before it meets column 0.
+        ({"b0s0r0c0": 1.0, "b0s0r0c1": TINY, "b0s0r1c1": TINY}, 1.0 + 2 * TINY),
         # Block sums are exact: half an ulp from another block is a tie, and ties go to even.
-        ({"r0l0": 1.0, "r16l0": TINY}, 1.0),
-        ({"r0l0": 1.0 + 2 * TINY, "r16l0": TINY}, 1.0 + 4 * TINY),
+        ({"b0s0r0c0": 1.0, "b1s0r0c0": TINY}, 1.0),
+        ({"b0s0r0c0": 1.0 + 2 * TINY, "b1s0r0c0": TINY}, 1.0 + 4 * TINY),
         # The smallest subnormal breaks the tie, two blocks later.
-        ({"r0l0": 1.0, "r16l0": TINY, "r47l63": 2.0**-1074}, 1.0 + 2 * TINY),
+        ({"b0s0r0c0": 1.0, "b1s0r0c0": TINY, "b2s3r15c15": 2.0**-1074}, 1.0 + 2 * TINY),
         # Overflow inside a block, and only when block sums meet.
-        ({"r0l0": 1.5 * 2.0**1023, "r3l9": 1.5 * 2.0**1023}, float("inf")),
-        ({"r0l0": 1.5 * 2.0**1023, "r16l9": 1.5 * 2.0**1023}, float("inf")),
+        ({"b0s0r0c0": 1.5 * 2.0**1023, "b0s1r3c9": 1.5 * 2.0**1023}, float("inf")),
+        ({"b0s0r0c0": 1.5 * 2.0**1023, "b1s0r0c9": 1.5 * 2.0**1023}, float("inf")),
         # The largest finite float64 and less than half an ulp of it stay finite; half does not.
-        ({"r0l0": sys.float_info.max, "r16l0": 2.0**969}, sys.float_info.max),
-        ({"r0l0": sys.float_info.max, "r16l0": 2.0**970}, float("inf")),
+        ({"b0s0r0c0": sys.float_info.max, "b1s0r0c0": 2.0**969}, sys.float_info.max),
+        ({"b0s0r0c0": sys.float_info.max, "b1s0r0c0": 2.0**970}, float("inf")),
     ],
 )
 def test_float64_abs_by_hand(elements: dict[str, float], expected: float) -> None:
@@ -150,7 +180,7 @@ def test_float64_abs_by_hand(elements: dict[str, float], expected: float) -> Non
 def test_float64_product_is_rounded_before_it_is_added() -> None:
     # The square of 1 + 2^-27 is 1 + 2^-26 + 2^-54, and rounding drops the last term. A fused
     # multiply-add would add it to the 2^-54 and a bit that are there already: past half an ulp.
-    x = place("float64", 1024, r0l0=2.0**-27 + 2.0**-37, r1l0=1.0 + 2.0**-27)
+    x = place("float64", 1024, b0s0r0c0=2.0**-27 + 2.0**-37, b0s0r1c0=1.0 + 2.0**-27)
     assert hexes([oracle.sums(x)[1]]) == hexes([1.0 + 2.0**-26])
     assert hexes(fp.sums(x).square) == hexes([1.0 + 2.0**-26])
 
@@ -158,22 +188,25 @@ def test_float64_product_is_rounded_before_it_is_added() -> None:
 def test_bfloat16_product_is_rounded_before_it_is_added() -> None:
     # In units of 2^-149, the smallest float32: 1.125 rounds to 1 and then 0.5, a tie, to 0. Fused,
     # 1.5 would be the tie, and round to 2. 2^-50 keeps the block in float32.
-    x = place("bfloat16", 4096, r0l0=2.0**-50, r0l1=1.5 * 2.0**-75, r1l1=2.0**-75)
+    x = place("bfloat16", 4096, b0s0r0c0=2.0**-50, b0s0r0c1=1.5 * 2.0**-75, b0s0r1c1=2.0**-75)
     assert hexes([oracle.sums(x)[1]]) == hexes([2.0**-100 + 2.0**-149])
     assert hexes(fp.sums(x).square) == hexes([2.0**-100 + 2.0**-149])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_lanes_of_the_16_bit_types_are_float32(dtype: str) -> None:
-    # 256 + 2^-16: half an ulp of float32, lost in one lane; in two lanes float64 keeps it.
+    # 256 + 2^-16: half an ulp of float32, lost in one lane; in two lanes float64 keeps it, be they
+    # two columns or the same column of two strips.
     small = 2.0**-16
-    one_lane = place(dtype, 4096, r0l0=256.0, r1l0=small)
-    two_lanes = place(dtype, 4096, r0l0=256.0, r1l255=small)
-    assert hexes(fp.sums([one_lane, two_lanes]).abs) == hexes([256.0, 256.0 + small])
+    one_lane = place(dtype, 4096, b0s0r0c0=256.0, b0s0r1c0=small)
+    two_columns = place(dtype, 4096, b0s0r0c0=256.0, b0s0r1c63=small)
+    two_strips = place(dtype, 4096, b0s0r0c0=256.0, b0s2r0c0=small)
+    sums = fp.sums([one_lane, two_columns, two_strips])
+    assert hexes(sums.abs) == hexes([256.0, 256.0 + small, 256.0 + small])
 
 
 def test_lanes_of_float32_are_float64() -> None:
-    one_lane = place("float32", 2048, r0l0=1.0, r1l0=2.0**-40)
+    one_lane = place("float32", 2048, b0s0r0c0=1.0, b0s0r1c0=2.0**-40)
     assert hexes(fp.sums(one_lane).abs) == hexes([1.0 + 2.0**-40])
 
 
@@ -191,7 +224,7 @@ def test_lanes_of_float32_are_float64() -> None:
 def test_bfloat16_wide_thresholds(largest: float, wide: bool, sign: float) -> None:
     # Less than half an ulp of the largest: lost in a float32 lane, kept in a float64 lane.
     small = largest * 2.0**-25 if largest > 2.0**-100 else 0.0
-    x = place("bfloat16", 4096, r3l7=sign * largest, r4l7=small)
+    x = place("bfloat16", 4096, b0s1r3c7=sign * largest, b0s1r4c7=small)
     assert sorted(float(abs(v)) for v in x[x != 0]) == [v for v in (small, largest) if v]
     kept = Fraction(small) if wide else Fraction(0)
     expected_abs = oracle.nearest(Fraction(largest) + kept)

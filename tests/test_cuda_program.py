@@ -17,6 +17,7 @@ PARTS = {
     "search": 5_000_000,
     "sweep": 30_000,
     "limbs": 160_000,
+    "lists": 60_000,
 }
 
 
@@ -30,7 +31,7 @@ def warp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_like_the_plain_code(warp: Path, part: str) -> None:
-    """Blocks of every length, tables of any shape, any limbs."""
+    """Blocks of every length, tables of any shape, any limbs, lists of buffers."""
     done = subprocess.run(
         [warp, part, "1"], capture_output=True, text=True, timeout=300, check=False
     )

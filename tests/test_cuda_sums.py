@@ -53,7 +53,7 @@ def test_golden_values() -> None:
 @dtypes
 @pytest.mark.parametrize("elements_off", [0, 1, 3])
 def test_lengths(dtype: str, elements_off: int) -> None:
-    """Around every pack of 16 bytes, row and block; where the base allows wide loads, and not."""
+    """Around the edges of all parts of a block; where the base allows wide loads, and not."""
     lengths = values.edge_lengths(dtype)
     x = values.make("lognormal", dtype, lengths[-1] + elements_off)[elements_off:]
     x = values.at_offset(x, elements_off * x.itemsize)

@@ -39,6 +39,29 @@ BLOCKS = {
     "replace_Float32": ("FMUL", "FADD FFMA DADD DMUL DFMA"),
     "replace_Float64": ("DMUL", "FADD FMUL FFMA DADD DFMA"),
 }
+# How many loads there are before the first result is used: of 16 bytes, and of one element where
+# they do not lie on 16 bytes. The sums ask for all 16 rows of a block together, what would not fit
+# the registers for 4, or for 2 where gradients are wider than weights. The sums have such code
+# twice: for whole blocks and for short ones.
+TOGETHER = {
+    "sums_Float16": (2 * 16, 2 * 4 * 8),
+    "sums_BFloat16": (2 * 16, 2 * 4 * 8),
+    "sums_WideBFloat16": (2 * 4, 2 * 4 * 8),
+    "sums_Float32": (2 * 16, 2 * 4 * 4),
+    "sums_Float64": (2 * 16, 2 * 4 * 2),
+    "differentiate_Float16_Float16": (4 + 4, 4 * 8 + 4 * 8),
+    "differentiate_Float16_Float32": (2 + 2 * 2, 2 * 8 + 2 * 8),
+    "differentiate_BFloat16_BFloat16": (4 + 4, 4 * 8 + 4 * 8),
+    "differentiate_BFloat16_Float32": (2 + 2 * 2, 2 * 8 + 2 * 8),
+    "differentiate_Float32_Float32": (4 + 4, 4 * 4 + 4 * 4),
+    "differentiate_Float64_Float64": (4 + 4, 4 * 2 + 4 * 2),
+    "replace_Float16": (4, 4 * 8),
+    "replace_BFloat16": (4, 4 * 8),
+    "replace_Float32": (4, 4 * 4),
+    "replace_Float64": (4, 4 * 2),
+}
+# What four blocks of 128 threads on a multiprocessor leave to each thread.
+REGISTERS = 128
 IN_FLOAT32 = ["Float16", "BFloat16", "Float32"]
 FORMULAS = {
     **{f"gradient_{dtype}": ("FADD FMUL", "FFMA DADD DMUL DFMA") for dtype in IN_FLOAT32},
@@ -69,6 +92,17 @@ class Function:
     def operations(self, names: str) -> dict[str, int]:
         """How many instructions do each of these, with whatever modifiers."""
         return {name: self.count(rf"{name}\b") for name in names.split()}
+
+    def together(self, load: str) -> int:
+        """The most loads of a kind with no floating-point operation between them."""
+        most = run = 0
+        for one in self.code:
+            if re.match(r"[DF](ADD|MUL|FMA)\b|HADD2", one):
+                run = 0
+            elif re.match(load, one):
+                run += 1
+                most = max(most, run)
+        return most
 
     def flushing(self) -> set[str]:
         """What treats subnormals as zeros, but for the conversions of an integer division."""
@@ -207,6 +241,7 @@ def test_everything_is_in_registers(kernels: Compiled) -> None:
     """No array is indexed at run time, and there are registers for all values."""
     for function in kernels.functions:
         assert function.resources["STACK"] == function.resources["LOCAL"] == 0, function
+        assert function.resources["REG"] <= REGISTERS, function
         assert function.count(r"(LDL|STL)\b") == 0, function
 
 
@@ -220,6 +255,15 @@ def test_memory_is_accessed_16_bytes_at_a_time(
         writes = not name.startswith("sum")
         assert (function.count(r"STG\S*\.128\b") > 0) == writes, function
         assert function.count(r"(LD|ST)\.\S*128\b") == 0, function
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rows_are_asked_for_together(name: str, parts: Compiled) -> None:
+    """Memory's latency is waited for once in several rows, not in each."""
+    sixteen, single = TOGETHER[name]
+    for function in parts.named(name):
+        assert function.together(r"LDG\S*\.128\b") >= sixteen, function
+        assert function.together(r"LDG(?!\S*\.128\b)") >= single, function
 
 
 def test_subnormals_stay(kernels: Compiled, parts: Compiled) -> None:

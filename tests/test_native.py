@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -33,7 +34,7 @@ def tool(name: str) -> str:
 
 
 def build(folder: Path, *options: str, target: str = "driver") -> Path:
-    """Builds the driver, or another program without Python, and returns it."""
+    """Builds the driver, or another program of tests/native, and returns it."""
     cmake, environment = shutil.which("cmake", path=PATH), {**os.environ, "PATH": PATH}
     assert cmake is not None, 'the extra "test" installs cmake'
     configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
@@ -71,8 +72,11 @@ def buffers() -> tuple[list[tuple[np.ndarray, int]], list[str]]:
     """Buffers, by how much each misses a multiple of 64 bytes, and what the driver should print."""
     arrays = [golden.array(case) for case in golden.inputs()]
     for dtype, numpy_dtype in oracle.DTYPES.items():
-        lanes, block = oracle.lanes(numpy_dtype), oracle.block_elements(numpy_dtype)
-        lengths = [0, *range(1, 70), *range(lanes - 9, lanes + 10), *range(block - 9, block + 10)]
+        row, strip = oracle.columns(numpy_dtype), oracle.strip_elements(numpy_dtype)
+        block = oracle.block_elements(numpy_dtype)
+        lengths = [*range(row + 6), *range(0, block, row // 2)]
+        for edge in (2 * row, strip, 2 * strip, 3 * strip, block):
+            lengths += range(edge - 9, edge + 10)
         x = values.make("lognormal", dtype, 3 * block)
         arrays += [x[:length] for length in lengths]
         for kind in values.KINDS:
@@ -92,6 +96,17 @@ def run(command: list[str], isa: str, what: int | str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode().splitlines()
+
+
+def stress(driver: list[str], seed: int, lists: int) -> None:
+    """Runs the program that is built beside the driver."""
+    *emulator, path = driver
+    command = [*emulator, str(build(Path(path).parent, target="stress")), str(seed), str(lists)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counted, _, bodies = done.stdout.partition(":")
+    assert counted.startswith(f"{lists} lists, ")
+    assert [*bodies.split(), "scalar"] == isas(driver)
 
 
 def isas(command: list[str]) -> list[str]:
@@ -123,21 +138,53 @@ def test_changes_are_the_same_everywhere(native: list[str], request: pytest.Fixt
         assert run(aarch64, isa, "changes") == wanted, isa
 
 
+def test_random_lists(native: list[str]) -> None:
+    """Sums and changes of every body against the scalar ones; a seed shows what it is to repeat."""
+    stress(native, seed=0, lists=30_000)
+
+
+@pytest.mark.slow
+def test_a_million_random_lists(native: list[str]) -> None:
+    stress(native, seed=1_000_000, lists=1_000_000)
+
+
+def test_random_lists_on_aarch64(aarch64: list[str]) -> None:
+    stress(aarch64, seed=0, lists=3_000)
+
+
+def objects(driver: list[str]) -> list[Path]:
+    """The objects of the instruction sets' kernels."""
+    folder = Path(driver[-1]).parent
+    names = ("baseline", "avx2", "avx512", "neon")
+    found = [path for name in names for path in folder.rglob(f"{name}.cpp.o*")]
+    assert found
+    return found
+
+
 @pytest.mark.parametrize(("built", "nm"), [("native", "nm"), ("aarch64", "aarch64-linux-gnu-nm")])
 def test_objects_of_one_isa_export_nothing_but_their_table(
     built: str, nm: str, request: pytest.FixtureRequest
 ) -> None:
     """The linker might keep the copy of a weak symbol that only a newer processor can run."""
-    folder = Path(request.getfixturevalue(built)[-1]).parent
-    objects = {
-        path.name: path
-        for name in ("baseline", "avx2", "avx512", "neon")
-        for path in folder.rglob(f"{name}.cpp.o*")
-    }
-    assert objects
-    for path in objects.values():
+    for path in objects(request.getfixturevalue(built)):
         listing = subprocess.check_output([tool(nm), "--defined-only", path], text=True)
         symbols = [line.split()[1:] for line in listing.splitlines()]
         exported = [symbol for symbol in symbols if symbol[0].isupper() or symbol[0] in "uvw"]
         assert len(exported) == 1, exported
         assert exported[0][0] in "DR", exported
+
+
+@pytest.mark.parametrize(
+    ("built", "objdump"), [("native", "objdump"), ("aarch64", "aarch64-linux-gnu-objdump")]
+)
+def test_no_kernel_prefetches(built: str, objdump: str, request: pytest.FixtureRequest) -> None:
+    """What a prefetch should ask for differs from processor to processor.
+
+    Memory is read in the order of its addresses, which all of them foresee by themselves.
+    """
+    for path in objects(request.getfixturevalue(built)):
+        listing = subprocess.check_output([tool(objdump), "-d", path], text=True)
+        mnemonics = re.findall(r"^\s*[0-9a-f]+:\s+[0-9a-f ]+\t(\w+)", listing, re.MULTILINE)
+        assert any(name.startswith("ret") for name in mnemonics), path.name
+        prefetches = {name for name in mnemonics if name.startswith(("prefetch", "prf"))}
+        assert not prefetches, f"{path.name}: {prefetches}"

@@ -89,14 +89,20 @@ def _plant(x: np.ndarray, rng: np.random.Generator, fraction: int) -> None:
 
 
 def edge_lengths(dtype: str) -> list[int]:
-    """Every lane of the first and last rows, and both sides of every row and block edge."""
-    lanes = oracle.lanes(oracle.DTYPES[dtype])
+    """Both sides of every edge: of quarters of rows, rows, strips and blocks.
+
+    Every length within a row of the edges of the first block's strips, and every quarter row in it.
+    """
+    row = oracle.columns(oracle.DTYPES[dtype])
+    strip = oracle.strip_elements(oracle.DTYPES[dtype])
     block = oracle.block_elements(oracle.DTYPES[dtype])
-    lengths = set(range(2 * lanes + 2))
-    for row in (15, 16, 31):
-        lengths |= set(range(row * lanes, (row + 1) * lanes + 2))
-    for row in range(2, 34):
-        lengths |= {row * lanes + step for step in (-1, 0, 1)}
+    lengths = set(range(2 * row + 2))
+    for edge in range(strip, block + 1, strip):
+        lengths |= set(range(edge - row - 1, edge + row + 2))
+    for edge in range(0, block, row // 4):
+        lengths |= {edge + step for step in (0, 1, row // 4 - 1)}
+    for edge in range(block, 3 * block + 1, strip):
+        lengths |= {edge + step for step in (-1, 0, 1)}
     for edge in (block, 2 * block, 3 * block):
         lengths |= {edge + step for step in range(-17, 18)}
     return sorted(lengths)

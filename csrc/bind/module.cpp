@@ -55,8 +55,7 @@ py::object partial_sums(const py::object& items, const py::object& names, bool s
     const Line line(spans.data(), spans.size());
     const Work work{spans.data(), line, at_most, active_kernels()};
     Limbs limbs({py::ssize_t(spans.size()), py::ssize_t(2), py::ssize_t(kLimbs)});
-    ExactSums total;
-    const SumsOut out{nullptr, nullptr, limbs.mutable_data(), &total};
+    const SumsOut out{nullptr, nullptr, limbs.mutable_data(), nullptr};
     {
         const py::gil_scoped_release release;
         std::vector<ExactSums> cut;
@@ -134,6 +133,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("compiled_isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
     m.def("active_isa", [] { return active_kernels().name; });
+    m.def("why_isa", &why_isa);
     m.def("use_isa", &switch_isa, arg("name"));
     m.def("default_threads", &default_threads);
 

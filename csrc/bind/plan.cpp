@@ -168,8 +168,7 @@ private:
     double weighed(const Work& work, Workspace& space, const Change* change) const {
         space.abs.resize(active_.size());
         space.square.resize(active_.size());
-        ExactSums ignored;
-        sum(work, space.cut, {space.abs.data(), space.square.data(), nullptr, &ignored}, change);
+        sum(work, space.cut, {space.abs.data(), space.square.data(), nullptr, nullptr}, change);
         const DefaultFloatEnvironment environment;
         Exact total;
         for (size_t k = 0; k < active_.size(); ++k) total.add(term(k, space));

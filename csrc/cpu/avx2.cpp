@@ -12,7 +12,6 @@ using Doubles = __m256d;
 using Floats = __m256;
 using Words = __m256i;
 constexpr int kDoubles = 4;
-constexpr int kVectors = 4;
 
 inline Doubles zero(Doubles) { return _mm256_setzero_pd(); }
 inline Floats zero(Floats) { return _mm256_setzero_ps(); }
@@ -36,6 +35,11 @@ inline Doubles magnitude(Doubles x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.
 inline Floats magnitude(Floats x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline Words magnitude(Words w) { return _mm256_and_si256(w, _mm256_set1_epi16(0x7fff)); }
 inline Words maximum(Words x, Words y) { return _mm256_max_epi16(x, y); }  // signed
+
+// The magnitudes of floats and of halves, widened. The sign is cleared last: conversions from memory cost less than
+// those from a register.
+inline Doubles widen_magnitude(const float* p) { return magnitude(widen(p)); }
+inline Floats widen_half_magnitudes(const uint16_t* p) { return magnitude(widen_halves(p)); }
 
 inline Doubles add(Doubles x, Doubles y) { return _mm256_add_pd(x, y); }
 inline Floats add(Floats x, Floats y) { return _mm256_add_ps(x, y); }
@@ -70,6 +74,9 @@ inline void store_bfloats(uint16_t* p, Floats x) {
 }
 inline Floats broadcast(Floats, double x) { return _mm256_set1_ps(float(x)); }
 inline Doubles broadcast(Doubles, double x) { return _mm256_set1_pd(x); }
+// x + y. Half of the magnitudes are added by the unit for products, times one: the other unit has the conversions.
+inline Doubles add_elsewhere(Doubles x, Doubles y) { return multiply_add(y, broadcast(y, 1.0), x); }
+inline Floats add_elsewhere(Floats x, Floats y) { return multiply_add(y, broadcast(y, 1.0), x); }
 inline Floats subtract(Floats x, Floats y) { return _mm256_sub_ps(x, y); }
 inline Doubles subtract(Doubles x, Doubles y) { return _mm256_sub_pd(x, y); }
 inline Floats divide(Floats x, Floats y) { return _mm256_div_ps(x, y); }
@@ -86,8 +93,6 @@ inline Floats is_not_zero(Floats x) { return _mm256_cmp_ps(x, zero(x), _CMP_NEQ_
 inline Doubles is_not_zero(Doubles x) { return _mm256_cmp_pd(x, zero(x), _CMP_NEQ_UQ); }
 inline Floats is_positive(Floats x) { return _mm256_cmp_ps(x, zero(x), _CMP_GT_OQ); }
 inline Doubles is_positive(Doubles x) { return _mm256_cmp_pd(x, zero(x), _CMP_GT_OQ); }
-
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
 // After block.inl, which says how many elements a vector has.

@@ -12,7 +12,6 @@ using Doubles = __m512d;
 using Floats = __m512;
 using Words = __m512i;
 constexpr int kDoubles = 8;
-constexpr int kVectors = 8;
 
 inline Doubles zero(Doubles) { return _mm512_setzero_pd(); }
 inline Floats zero(Floats) { return _mm512_setzero_ps(); }
@@ -35,6 +34,16 @@ inline Doubles magnitude(Doubles x) { return _mm512_andnot_pd(_mm512_set1_pd(-0.
 inline Floats magnitude(Floats x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
 inline Words magnitude(Words w) { return _mm512_and_si512(w, _mm512_set1_epi16(0x7fff)); }
 inline Words maximum(Words x, Words y) { return _mm512_max_epi16(x, y); }
+
+// The magnitudes of floats and of halves, widened. The sign is cleared first: on half a register that costs half as
+// much where the processor splits whole ones.
+inline Doubles widen_magnitude(const float* p) {
+    return _mm512_cvtps_pd(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(p)));
+}
+inline Floats widen_half_magnitudes(const uint16_t* p) {
+    const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_cvtph_ps(_mm256_and_si256(w, _mm256_set1_epi16(0x7fff)));
+}
 
 inline Doubles add(Doubles x, Doubles y) { return _mm512_add_pd(x, y); }
 inline Floats add(Floats x, Floats y) { return _mm512_add_ps(x, y); }
@@ -67,6 +76,9 @@ inline void store_bfloats(uint16_t* p, Floats x) {
 }
 inline Floats broadcast(Floats, double x) { return _mm512_set1_ps(float(x)); }
 inline Doubles broadcast(Doubles, double x) { return _mm512_set1_pd(x); }
+// x + y. Half of the magnitudes are added by the unit for products, times one: the other unit has the conversions.
+inline Doubles add_elsewhere(Doubles x, Doubles y) { return multiply_add(y, broadcast(y, 1.0), x); }
+inline Floats add_elsewhere(Floats x, Floats y) { return multiply_add(y, broadcast(y, 1.0), x); }
 inline Floats subtract(Floats x, Floats y) { return _mm512_sub_ps(x, y); }
 inline Doubles subtract(Doubles x, Doubles y) { return _mm512_sub_pd(x, y); }
 inline Floats divide(Floats x, Floats y) { return _mm512_div_ps(x, y); }
@@ -92,8 +104,6 @@ inline Floats is_not_zero(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, zer
 inline Doubles is_not_zero(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, zero(x), _CMP_NEQ_UQ)); }
 inline Floats is_positive(Floats x) { return as_floats(_mm512_cmp_ps_mask(x, zero(x), _CMP_GT_OQ)); }
 inline Doubles is_positive(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, zero(x), _CMP_GT_OQ)); }
-
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
 // After block.inl, which says how many elements a vector has.

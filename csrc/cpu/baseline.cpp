@@ -12,7 +12,6 @@ using Doubles = __m128d;
 using Floats = __m128;
 using Words = __m128i;
 constexpr int kDoubles = 2;
-constexpr int kVectors = 4;
 
 inline Doubles zero(Doubles) { return _mm_setzero_pd(); }
 inline Floats zero(Floats) { return _mm_setzero_ps(); }
@@ -44,8 +43,17 @@ inline Floats magnitude(Floats x) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), x);
 inline Words magnitude(Words w) { return _mm_and_si128(w, _mm_set1_epi16(0x7fff)); }
 inline Words maximum(Words x, Words y) { return _mm_max_epi16(x, y); }
 
+// The magnitudes of floats and of halves, widened.
+inline Doubles widen_magnitude(const float* p) {
+    return magnitude(_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+}
+inline Floats widen_half_magnitudes(const uint16_t* p) { return magnitude(widen_halves(p)); }
+
 inline Doubles add(Doubles x, Doubles y) { return _mm_add_pd(x, y); }
 inline Floats add(Floats x, Floats y) { return _mm_add_ps(x, y); }
+// x + y by another unit than `add`, where that helps: not here.
+inline Doubles add_elsewhere(Doubles x, Doubles y) { return add(x, y); }
+inline Floats add_elsewhere(Floats x, Floats y) { return add(x, y); }
 inline Doubles multiply(Doubles x, Doubles y) { return _mm_mul_pd(x, y); }
 inline Floats multiply(Floats x, Floats y) { return _mm_mul_ps(x, y); }
 inline Doubles multiply_add(Doubles x, Doubles y, Doubles z) { return add(multiply(x, y), z); }
@@ -94,8 +102,6 @@ inline Floats is_not_zero(Floats x) { return _mm_cmpneq_ps(x, zero(x)); }
 inline Doubles is_not_zero(Doubles x) { return _mm_cmpneq_pd(x, zero(x)); }
 inline Floats is_positive(Floats x) { return _mm_cmpgt_ps(x, zero(x)); }
 inline Doubles is_positive(Doubles x) { return _mm_cmpgt_pd(x, zero(x)); }
-
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "block.inl"
 // After block.inl, which says how many elements a vector has.

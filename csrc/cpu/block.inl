@@ -2,27 +2,44 @@
 // namespace and after the primitives that the body is written in, so that nothing compiled with that set's
 // flags has a name that the linker could hand to anybody else.
 //
-// A block is walked in columns: kVectors vectors of lanes wide, all rows deep. A column's accumulators stay in
-// registers and are stored once; then the lanes fold, whole columns onto whole columns.
+// A block is read as it lies in memory, strip after strip, row after row: one sequential stream, which every
+// processor's own prefetcher follows. Four registers hold sums of magnitudes and four hold sums of squares. Where a row
+// has more lanes than that, a strip is read in several passes, each over its part of every row; all but the first find
+// the strip's 2 KiB in cache.
 //
 // The primitives: Doubles, Floats and Words are one register of kDoubles doubles, of twice as many floats, of
-// four times as many 16-bit words; kVectors is half of what accumulators the registers can hold, a multiple of
-// four. avx2.cpp shows what else is asked of them.
+// four times as many 16-bit words. The body keeps them in plain variables, never in arrays or classes: a register
+// whose size the compiler does not know could not be put there. avx2.cpp shows what else is asked of them.
+
+#define FUSED_PENALTIES_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define FUSED_PENALTIES_UNROLL(times) FUSED_PENALTIES_PRAGMA(unroll times)
+#elif defined(__GNUC__)
+#define FUSED_PENALTIES_UNROLL(times) FUSED_PENALTIES_PRAGMA(GCC unroll times)
+#else
+#define FUSED_PENALTIES_UNROLL(times)
+#endif
 
 constexpr int kFloats = 2 * kDoubles;
 constexpr int kWords = 4 * kDoubles;
 
-// The element types. `load` gives the magnitudes of one row of a column and, for bfloat16, gathers the largest
-// bits. bfloat16 lanes come with the even elements first and the odd ones after them (kOrders = 2), which
-// costs nothing: of all folds only the very last adds an even lane to an odd one.
+// The element types. A pass takes kPass elements of a row, and a register holds the lanes of kEach of them. `load`
+// gives their magnitudes and, for bfloat16, gathers the largest bits. bfloat16 lanes come with the even elements in x0
+// and x1 and the odd ones in x2 and x3 (kOrders = 2), which costs nothing: of all folds only the very last adds an even
+// lane to an odd one.
 
 struct Float32 {
     using Element = float;
+    using Real = double;
     using Vector = Doubles;
-    static constexpr int kColumn = kVectors * kDoubles;
+    static constexpr int kEach = kDoubles;
+    static constexpr int kPass = 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector* x, Words&) {
-        for (int v = 0; v < kVectors; ++v) x[v] = magnitude(widen(p + v * kDoubles));
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+        x0 = widen_magnitude(p);
+        x1 = widen_magnitude(p + kDoubles);
+        x2 = widen_magnitude(p + 2 * kDoubles);
+        x3 = widen_magnitude(p + 3 * kDoubles);
     }
     // The product is exact, so that one rounding or two is the same.
     static Vector add_square(Vector s, Vector x) { return multiply_add(x, x, s); }
@@ -30,162 +47,202 @@ struct Float32 {
 
 struct Float64 {
     using Element = double;
+    using Real = double;
     using Vector = Doubles;
-    static constexpr int kColumn = kVectors * kDoubles;
+    static constexpr int kEach = kDoubles;
+    static constexpr bool kTwo = kRowBytes / 8 == 2 * kEach;  // registers hold a whole row: those of AVX-512
+    static constexpr int kPass = kTwo ? 2 * kEach : 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector* x, Words&) {
-        for (int v = 0; v < kVectors; ++v) x[v] = magnitude(load_doubles(p + v * kDoubles));
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+        x0 = magnitude(load_doubles(p));
+        x1 = magnitude(load_doubles(p + kDoubles));
+        if (kTwo) return;
+        x2 = magnitude(load_doubles(p + 2 * kDoubles));
+        x3 = magnitude(load_doubles(p + 3 * kDoubles));
     }
     static Vector add_square(Vector s, Vector x) { return add(s, multiply(x, x)); }
 };
 
 struct Float16 {
     using Element = uint16_t;
+    using Real = float;
     using Vector = Floats;
-    static constexpr int kColumn = kVectors * kFloats;
+    static constexpr int kEach = kFloats;
+    static constexpr int kPass = 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector* x, Words&) {
-        for (int v = 0; v < kVectors; ++v) x[v] = magnitude(widen_halves(p + v * kFloats));
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+        x0 = widen_half_magnitudes(p);
+        x1 = widen_half_magnitudes(p + kFloats);
+        x2 = widen_half_magnitudes(p + 2 * kFloats);
+        x3 = widen_half_magnitudes(p + 3 * kFloats);
     }
     static Vector add_square(Vector s, Vector x) { return multiply_add(x, x, s); }  // exact, as float32's
 };
 
 struct BFloat16 {
     using Element = uint16_t;
+    using Real = float;
     using Vector = Floats;
-    static constexpr int kColumn = kVectors * kFloats;
+    static constexpr int kEach = kFloats;
+    static constexpr int kPass = 4 * kEach;
     static constexpr int kOrders = 2;
-    static void load(const Element* p, Vector* x, Words& largest) {
-        for (int v = 0; v < kVectors / 2; ++v) {
-            const Words w = magnitude(load_words(p + v * kWords));
-            largest = maximum(largest, w);
-            x[v] = even_floats(w);
-            x[v + kVectors / 2] = odd_floats(w);
-        }
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words& largest) {
+        const Words w0 = magnitude(load_words(p)), w1 = magnitude(load_words(p + kWords));
+        largest = maximum(largest, maximum(w0, w1));
+        x0 = even_floats(w0);
+        x1 = even_floats(w1);
+        x2 = odd_floats(w0);
+        x3 = odd_floats(w1);
     }
     static Vector add_square(Vector s, Vector x) { return add(s, multiply(x, x)); }
 };
 
 struct WideBFloat16 {
     using Element = uint16_t;
+    using Real = double;
     using Vector = Doubles;
-    static constexpr int kColumn = kVectors * kDoubles;
+    static constexpr int kEach = kDoubles;
+    static constexpr int kPass = 4 * kEach;
     static constexpr int kOrders = 2;
-    static void load(const Element* p, Vector* x, Words&) {
-        for (int v = 0; v < kVectors / 4; ++v) {
-            const Words w = magnitude(load_words(p + v * kWords));
-            const Floats even = even_floats(w), odd = odd_floats(w);
-            x[2 * v] = widen_low(even);
-            x[2 * v + 1] = widen_high(even);
-            x[2 * v + kVectors / 2] = widen_low(odd);
-            x[2 * v + kVectors / 2 + 1] = widen_high(odd);
-        }
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+        const Words w = magnitude(load_words(p));
+        const Floats even = even_floats(w), odd = odd_floats(w);
+        x0 = widen_low(even);
+        x1 = widen_high(even);
+        x2 = widen_low(odd);
+        x3 = widen_high(odd);
     }
     static Vector add_square(Vector s, Vector x) { return multiply_add(x, x, s); }
 };
 
-inline void store_lanes(const Doubles* lanes, Doubles* out) {
-    for (int v = 0; v < kVectors; ++v) out[v] = lanes[v];
-}
+inline void store_lanes(float* to, Floats x) { store_floats(to, x); }
+inline void store_lanes(double* to, Doubles x) { store_doubles(to, x); }
+inline Doubles load_lanes(const float* from) { return widen(from); }
+inline Doubles load_lanes(const double* from) { return load_doubles(from); }
 
-inline void store_lanes(const Floats* lanes, Doubles* out) {
-    for (int v = 0; v < kVectors; ++v) {
-        out[2 * v] = widen_low(lanes[v]);
-        out[2 * v + 1] = widen_high(lanes[v]);
+// Folds lanes by halves down to one.
+template <int kCount>
+inline double fold_lanes(double* lanes) {
+    if constexpr (kCount == kDoubles) {
+        return fold(load_doubles(lanes));
+    } else {
+        constexpr int kHalf = kCount / 2;
+        FUSED_PENALTIES_UNROLL(16)  // all of it, so that the lanes stay in registers
+        for (int i = 0; i < kHalf; i += kDoubles)
+            store_doubles(lanes + i, add(load_doubles(lanes + i), load_doubles(lanes + i + kHalf)));
+        return fold_lanes<kHalf>(lanes);
     }
 }
 
-inline double fold_vectors(Doubles* v, int count) {
-    for (int half = count / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) v[i] = add(v[i], v[i + half]);
-    return fold(v[0]);
-}
+// The lanes of a block, one row of columns for each of its strips: sums of magnitudes, or of squares. With two
+// orders, the even columns come before the odd ones.
+template <class Real, int kColumns, int kOrders>
+struct Lanes {
+    alignas(64) Real strips[kStrips][kColumns];
+
+    // Folds the first `count` strips onto each other, 0 with 2 and 1 with 3, and then the columns. Strips that are
+    // not there would add +0, which changes nothing.
+    double folded(int count) const {
+        switch (count) {
+            case 1: return folded<1>();
+            case 2: return folded<2>();
+            case 3: return folded<3>();
+            default: return folded<4>();
+        }
+    }
+
+    template <int kCount>
+    double folded() const {
+        constexpr int kEach = kColumns / kOrders, kHalf = kEach / 2;
+        alignas(64) double lanes[kOrders * kHalf];
+        for (int order = 0; order < kOrders; ++order)
+            FUSED_PENALTIES_UNROLL(16)
+            for (int i = 0; i < kHalf; i += kDoubles)
+                store_doubles(lanes + order * kHalf + i,
+                              add(column<kCount>(order * kEach + i), column<kCount>(order * kEach + kHalf + i)));
+        const double even = fold_lanes<kHalf>(lanes);
+        return kOrders == 1 ? even : even + fold_lanes<kHalf>(lanes + kHalf);
+    }
+
+    template <int kCount>
+    Doubles column(int i) const {
+        Doubles x = load_lanes(strips[0] + i);
+        if (kCount > 2) x = add(x, load_lanes(strips[2] + i));
+        if (kCount == 1) return x;
+        Doubles y = load_lanes(strips[1] + i);
+        if (kCount > 3) y = add(y, load_lanes(strips[3] + i));
+        return add(x, y);
+    }
+};
 
 template <class Type>
 struct Block {
     using Element = typename Type::Element;
     using Vector = typename Type::Vector;
 
-    static constexpr int kLanes = kRowBytes / int(sizeof(Element));
-    static constexpr int kColumns = kLanes / Type::kColumn;
-    static constexpr int kStored = Type::kColumn / kDoubles;  // vectors of doubles that hold a column's lanes
-    static constexpr int kColumnBytes = Type::kColumn * int(sizeof(Element));
+    static constexpr int kColumns = kRowBytes / int(sizeof(Element));
+    static constexpr int kStripElements = kRows * kColumns;
 
-    Doubles a[kColumns][kStored];
-    Doubles s[kColumns][kStored];
+    static constexpr int kEach = Type::kEach;
+    static constexpr bool kFour = Type::kPass == 4 * kEach;
 
-    // Column `c` over `rows` rows at `p`, and a last row at `last` if there is one. On the way it asks for the
-    // next block, one cache line after the other: the hardware does not follow strided rows, and without this
-    // the speed halves. In the order of its addresses, not of the rows: that is worth another sixth.
-    void column(int c, const Element* p, int rows, const Element* last, Words& largest_yet) {
-        Vector ca[kVectors], cs[kVectors], x[kVectors];
+    Lanes<typename Type::Real, kColumns, Type::kOrders> a, s;
+
+    // One pass over `rows` rows of a strip at `p`, and a last row at `last` if there is one.
+    void pass(int strip, int column, const Element* p, int rows, const Element* last, Words& largest_yet) {
+        Vector a0 = zero(Vector{}), a1 = a0, a2 = a0, a3 = a0, s0 = a0, s1 = a0, s2 = a0, s3 = a0;
         Words largest = largest_yet;  // in a register
-        for (int v = 0; v < kVectors; ++v) ca[v] = cs[v] = zero(Vector{});
-        const char* ahead = reinterpret_cast<const char*>(p) + kBlockBytes + c * (kRows - 1) * kColumnBytes;
-        for (int row = 0; row < rows; ++row) {
-            for (int byte = 0; byte < kColumnBytes; byte += 64) prefetch(ahead + row * kColumnBytes + byte);
-            Type::load(p + row * kLanes, x, largest);
-            for (int v = 0; v < kVectors; ++v) {
-                ca[v] = add(ca[v], x[v]);
-                cs[v] = Type::add_square(cs[v], x[v]);
-            }
-        }
-        if (last) {
-            Type::load(last, x, largest);
-            for (int v = 0; v < kVectors; ++v) {
-                ca[v] = add(ca[v], x[v]);
-                cs[v] = Type::add_square(cs[v], x[v]);
-            }
-        }
+        const auto add_row = [&](const Element* row) {
+            Vector x0 = zero(Vector{}), x1 = x0, x2 = x0, x3 = x0;
+            Type::load(row + column, x0, x1, x2, x3, largest);
+            a0 = add(a0, x0);
+            a1 = add(a1, x1);
+            s0 = Type::add_square(s0, x0);
+            s1 = Type::add_square(s1, x1);
+            if (!kFour) return;
+            a2 = add_elsewhere(a2, x2);
+            a3 = add_elsewhere(a3, x3);
+            s2 = Type::add_square(s2, x2);
+            s3 = Type::add_square(s3, x3);
+        };
+        // Left alone, GCC unrolls all rows of a strip, loads them out of their order, and then waits for one long chain
+        // of additions: half the speed.
+        FUSED_PENALTIES_UNROLL(2)
+        for (int row = 0; row < rows; ++row) add_row(p + row * kColumns);
+        if (last) add_row(last);
         largest_yet = largest;
-        store_lanes(ca, a[c]);
-        store_lanes(cs, s[c]);
+        const int even = column / Type::kOrders;
+        const int odd = Type::kOrders == 2 ? kColumns / 2 + even : even + 2 * kEach;
+        auto *a_lanes = a.strips[strip], *s_lanes = s.strips[strip];
+        store_lanes(a_lanes + even, a0);
+        store_lanes(a_lanes + even + kEach, a1);
+        store_lanes(s_lanes + even, s0);
+        store_lanes(s_lanes + even + kEach, s1);
+        if (!kFour) return;
+        store_lanes(a_lanes + odd, a2);
+        store_lanes(a_lanes + odd + kEach, a3);
+        store_lanes(s_lanes + odd, s2);
+        store_lanes(s_lanes + odd + kEach, s3);
     }
 
-    // Folds the first `active` columns; the others hold nothing, and adding +0 changes nothing.
-    BlockSums folded(int active) {
-        for (int half = kColumns / 2; half > 0; half /= 2) {
-            for (int c = 0; c + half < active; ++c) {
-                for (int v = 0; v < kStored; ++v) {
-                    a[c][v] = add(a[c][v], a[c + half][v]);
-                    s[c][v] = add(s[c][v], s[c + half][v]);
-                }
+    // Reads no element that is not there: a row that ends early is read from a copy padded with zeros.
+    BlockSums sums(const Element* p, int n, Words& largest) {
+        int strip = 0;
+        for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements)
+            for (int column = 0; column < kColumns; column += Type::kPass)
+                pass(strip, column, p, kRows, nullptr, largest);
+        if (n > 0) {
+            const int rows = n / kColumns, rest = n % kColumns;
+            Element padded[kColumns];
+            if (rest) {
+                memcpy(padded, p + rows * kColumns, size_t(rest) * sizeof(Element));
+                memset(padded + rest, 0, size_t(kColumns - rest) * sizeof(Element));
             }
-            if (active > half) active = half;
+            for (int column = 0; column < kColumns; column += Type::kPass)
+                pass(strip, column, p, rows, rest ? padded : nullptr, largest);
+            ++strip;
         }
-        constexpr int kEach = kStored / Type::kOrders;
-        BlockSums sums{fold_vectors(a[0], kEach), fold_vectors(s[0], kEach)};
-        if (Type::kOrders == 2) {
-            sums.abs += fold_vectors(a[0] + kEach, kEach);
-            sums.square += fold_vectors(s[0] + kEach, kEach);
-        }
-        return sums;
-    }
-
-    BlockSums full(const Element* p, Words& largest) {
-        for (int c = 0; c < kColumns; ++c) column(c, p + c * Type::kColumn, kRows, nullptr, largest);
-        return folded(kColumns);
-    }
-
-    // A short block reads no element that is not there: the columns that the last row fills are read in place,
-    // the one that it fills in part from a copy padded with zeros.
-    BlockSums part(const Element* p, int n, Words& largest) {
-        const int rows = n / kLanes, rest = n % kLanes;
-        const int filled = rest / Type::kColumn, over = rest % Type::kColumn;
-        const Element* last = p + rows * kLanes;
-        Element padded[Type::kColumn] = {};
-        memcpy(padded, last + filled * Type::kColumn, over * sizeof(Element));
-        const int active = rows ? kColumns : filled + (over != 0);
-        for (int c = 0; c < active; ++c) {
-            const Element* q = c < filled ? last + c * Type::kColumn : c == filled && over ? padded : nullptr;
-            column(c, p + c * Type::kColumn, rows, q, largest);
-        }
-        return folded(active);
-    }
-
-    static BlockSums sums(const Element* p, int n, Words& largest) {
-        Block block;
-        return n == kRows * kLanes ? block.full(p, largest) : block.part(p, n, largest);
+        return {a.folded(strip), s.folded(strip)};
     }
 };
 
@@ -198,6 +255,12 @@ inline unsigned largest_word(Words words) {
 }
 
 template <class Type>
+inline BlockSums sums_of(const typename Type::Element* p, int n, Words& largest) {
+    Block<Type> block;  // not zeroed: what is not written is not read
+    return block.sums(p, n, largest);
+}
+
+template <class Type>
 void block_sums(const void* data, uint64_t count, BlockSums* out) {
     using Element = typename Type::Element;
     constexpr int kElements = kBlockBytes / int(sizeof(Element));
@@ -205,9 +268,9 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
     for (; count > 0; ++out) {
         const int n = count < uint64_t(kElements) ? int(count) : kElements;
         Words largest = zero(Words{});
-        *out = Block<Type>::sums(p, n, largest);
+        *out = sums_of<Type>(p, n, largest);
         if (Type::kOrders == 2 && canon::needs_wide_lanes(largest_word(largest)))
-            *out = Block<WideBFloat16>::sums(reinterpret_cast<const uint16_t*>(p), n, largest);
+            *out = sums_of<WideBFloat16>(reinterpret_cast<const uint16_t*>(p), n, largest);
         p += n;
         count -= uint64_t(n);
     }
@@ -215,16 +278,16 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
 
 // Loads every byte. The sum keeps the compiler from dropping the loads; four of them keep it from being the limit.
 uint64_t read(const void* data, uint64_t bytes) {
-    const char* p = static_cast<const char*>(data);
-    constexpr int kRegister = int(sizeof(Words));
-    Words sums[kVectors];
-    for (int v = 0; v < kVectors; ++v) sums[v] = zero(Words{});
-    uint64_t done = 0;
-    for (; done + kVectors * kRegister <= bytes; done += kVectors * kRegister)
-        for (int v = 0; v < kVectors; ++v)
-            sums[v] = maximum(sums[v], load_words(reinterpret_cast<const uint16_t*>(p + done + v * kRegister)));
-    uint64_t sum = 0;
-    for (int v = 0; v < kVectors; ++v) sum += largest_word(sums[v]);
-    for (; done < bytes; ++done) sum += uint64_t(static_cast<unsigned char>(p[done]));
+    const auto* p = static_cast<const uint16_t*>(data);
+    Words w0 = zero(Words{}), w1 = w0, w2 = w0, w3 = w0;
+    uint64_t words = bytes / 2;
+    for (; words >= 4 * kWords; words -= 4 * kWords, p += 4 * kWords) {
+        w0 = maximum(w0, load_words(p));
+        w1 = maximum(w1, load_words(p + kWords));
+        w2 = maximum(w2, load_words(p + 2 * kWords));
+        w3 = maximum(w3, load_words(p + 3 * kWords));
+    }
+    uint64_t sum = largest_word(maximum(maximum(w0, w1), maximum(w2, w3)));
+    for (; words > 0; --words, ++p) sum += canon::element_at(p, 0);
     return sum;
 }

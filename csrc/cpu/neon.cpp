@@ -12,7 +12,6 @@ using Doubles = float64x2_t;
 using Floats = float32x4_t;
 using Words = uint16x8_t;
 constexpr int kDoubles = 2;
-constexpr int kVectors = 8;
 
 inline Doubles zero(Doubles) { return vdupq_n_f64(0); }
 inline Floats zero(Floats) { return vdupq_n_f32(0); }
@@ -34,8 +33,17 @@ inline Floats magnitude(Floats x) { return vabsq_f32(x); }
 inline Words magnitude(Words w) { return vandq_u16(w, vdupq_n_u16(0x7fff)); }
 inline Words maximum(Words x, Words y) { return vmaxq_u16(x, y); }
 
+// The magnitudes of floats and of halves, widened.
+inline Doubles widen_magnitude(const float* p) { return vcvt_f64_f32(vabs_f32(vld1_f32(p))); }
+inline Floats widen_half_magnitudes(const uint16_t* p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vand_u16(vld1_u16(p), vdup_n_u16(0x7fff))));
+}
+
 inline Doubles add(Doubles x, Doubles y) { return vaddq_f64(x, y); }
 inline Floats add(Floats x, Floats y) { return vaddq_f32(x, y); }
+// x + y by another unit than `add`, where that helps: not here.
+inline Doubles add_elsewhere(Doubles x, Doubles y) { return add(x, y); }
+inline Floats add_elsewhere(Floats x, Floats y) { return add(x, y); }
 inline Doubles multiply(Doubles x, Doubles y) { return vmulq_f64(x, y); }
 inline Floats multiply(Floats x, Floats y) { return vmulq_f32(x, y); }
 inline Doubles multiply_add(Doubles x, Doubles y, Doubles z) { return vfmaq_f64(z, x, y); }
@@ -87,8 +95,6 @@ inline Doubles is_positive(Doubles x) { return vreinterpretq_f64_u64(vcgtq_f64(x
 
 inline Floats select(Floats mask, Floats x, Floats y) { return vbslq_f32(vreinterpretq_u32_f32(mask), x, y); }
 inline Doubles select(Doubles mask, Doubles x, Doubles y) { return vbslq_f64(vreinterpretq_u64_f64(mask), x, y); }
-inline void prefetch(const char* p) { __builtin_prefetch(p); }
-
 #include "block.inl"
 // After block.inl, which says how many elements a vector has.
 #include "update.inl"

@@ -200,7 +200,7 @@ public:
         if (piece.whole && piece.end == 1 && out_.abs) {
             // As most small buffers are. A single block's sums are rounded already.
             each_block(piece, [&](const BlockSums& block) {
-                total_.add(block);
+                if (out_.total) total_.add(block);
                 out_.abs[piece.buffer] = canonical(block.abs);
                 out_.square[piece.buffer] = canonical(block.square);
             });
@@ -208,7 +208,7 @@ public:
         }
         ExactSums sums;
         each_block(piece, [&](const BlockSums& block) { sums.add(block); });
-        total_.add(sums);
+        if (out_.total) total_.add(sums);
         if (piece.whole) {
             write_sums(out_, piece.buffer, sums);
         } else {
@@ -216,7 +216,9 @@ public:
         }
     }
 
-    void finish() { out_.total->add(total_); }
+    void finish() {
+        if (out_.total) out_.total->add(total_);
+    }
 
 private:
     template <class Visit>

@@ -54,7 +54,7 @@ struct Change {
     const Factors* factors;
 };
 
-// Where the results of n buffers go. `total` gets the exact sums over all of them added.
+// Where the results of n buffers go. `total`, if it is not null, gets the exact sums over all of them added.
 struct SumsOut {
     double* abs;     // n, or null
     double* square;  // n, or null

@@ -87,11 +87,7 @@ template <class W, class G, class Change>
 inline void change_all(const typename W::Element* w, typename G::Element* g, uint64_t n, const Change& change) {
     constexpr uint64_t kStep = W::kCount;
     uint64_t i = 0;
-    for (; i + kStep <= n; i += kStep) {
-        prefetch(reinterpret_cast<const char*>(w + i) + kBlockBytes);
-        prefetch(reinterpret_cast<const char*>(g + i) + kBlockBytes);
-        G::store(g + i, change(W::load(w + i), G::load(g + i)));
-    }
+    for (; i + kStep <= n; i += kStep) G::store(g + i, change(W::load(w + i), G::load(g + i)));
     if (i == n) return;
     typename W::Element last_w[kStep] = {};
     typename G::Element last_g[kStep] = {};

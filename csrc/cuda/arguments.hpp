@@ -14,7 +14,7 @@ constexpr int kRow = 2 * kLimbs;
 struct Workspace {
     int64_t* limbs;      // (1 + slots) x kRow: the totals, then the accumulators of the buffers that have one
     BlockSums* singles;  // n: the sums of the buffers that have one block
-    uint32_t* finished;  // how many warps are done
+    uint32_t* finished;  // how many blocks of threads are done
 };
 
 // Part of the line of all blocks, cut into chunks whose sizes differ by one block at most. Warps take them in turn, so

@@ -74,6 +74,8 @@ FUSED_PENALTIES_DEVICE Real not_zero(Real value) {
 // would need more registers than there are.
 FUSED_PENALTIES_DEVICE void in_order() { __syncwarp(); }
 
+FUSED_PENALTIES_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // The values of the lanes whose numbers differ in the bits of `mask`.
 template <class T>
 FUSED_PENALTIES_DEVICE PerLane<T> partner(const PerLane<T>& values, int mask) {
@@ -121,6 +123,8 @@ inline void each_lane(const Phase& phase) {
 
 inline void barrier() {}
 inline void in_order() {}
+// Reads, so that a sanitizer sees it where there is nothing.
+inline void prefetch(const void* address) { (void)*static_cast<const volatile unsigned char*>(address); }
 template <class Real>
 inline Real not_zero(Real value) {
     return value;

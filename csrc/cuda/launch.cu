@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(const __grid_c
     __shared__ Shared shared[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
     sum(arguments, shared[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    __syncthreads();
+    bring_together(arguments.workspace, shared, kWarps, warp);
 }
 
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -30,6 +32,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
     __shared__ Shared shared[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
     gradient(arguments, shared[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    __syncthreads();
+    bring_together(arguments.workspace, shared, kWarps, warp);
 }
 
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -43,6 +47,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     __shared__ int64_t rows[kWarps][kRow], totals[kWarps][kRow];
     const uint32_t warp = threadIdx.x / kLanes;
     finish(arguments, rows[warp], totals[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    __syncthreads();
+    if (warp == 0) finish_totals(arguments, totals, kWarps, rows[0], gridDim.x);
 }
 
 // Throws, and takes the error off the runtime's record, where the next call would find it.

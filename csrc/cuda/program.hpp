@@ -1,7 +1,8 @@
 // What one warp does: the tree of canon.hpp with one warp to a block, the changes of element.hpp, and the sums of
 // blocks brought together in integers, so that no schedule changes a bit.
 //
-// Lane t owns bytes 16t to 16t+15 of each row. A row has 512 bytes, so each is read in one coalesced access.
+// Lane t of a warp owns strip t / 8 of a block, and there bytes 16·(t % 8) to +15 of each row: one load of the warp is
+// four whole lines of 128 bytes.
 #pragma once
 
 #include "arguments.hpp"
@@ -9,6 +10,21 @@
 
 namespace fused_penalties {
 namespace cuda {
+
+// What benchmarks may choose: how many rows of a block are asked for before the first is summed, 8 or 16, and whether
+// the gradient asks for the next block's memory before it works on this one.
+#if !defined(FUSED_PENALTIES_GPU_ROWS)
+#define FUSED_PENALTIES_GPU_ROWS 16
+#endif
+#if !defined(FUSED_PENALTIES_GPU_GRADIENT_PREFETCH)
+#define FUSED_PENALTIES_GPU_GRADIENT_PREFETCH 0
+#endif
+constexpr int kSumRows = FUSED_PENALTIES_GPU_ROWS;
+constexpr bool kGradientPrefetch = FUSED_PENALTIES_GPU_GRADIENT_PREFETCH != 0;
+static_assert(kRows % kSumRows == 0, "rows past the last would be another strip's");
+// The same where there are not enough registers for more: in what also writes, in what is not read 16 bytes at a time,
+// and under the wide rule.
+constexpr int kFewRows = 4;
 
 // ---- one block
 
@@ -32,31 +48,40 @@ public:
     FUSED_PENALTIES_DEVICE int size() const { return n_; }
     // True if they can be accessed 16 bytes at a time.
     FUSED_PENALTIES_DEVICE bool aligned() const { return place_.aligned; }
+    FUSED_PENALTIES_DEVICE bool contiguous() const { return place_.rank == 0; }
 
-    template <int n>
+    // Several, all of them there: 16 bytes at a time, or contiguous ones one by one, but none waits for another.
+    template <int n, bool aligned>
     FUSED_PENALTIES_DEVICE Pack<Element, n> read(int i) const {
         Pack<Element, n> pack;
-        memcpy(&pack, sixteen_at(i), sizeof pack);
-        return pack;
-    }
-    template <int n>
-    FUSED_PENALTIES_DEVICE void write(int i, const Pack<Element, n>& pack) const {
-        memcpy(sixteen_at(i), &pack, sizeof pack);
-    }
-
-    // The same, one by one: zero past the end, and nothing written there. Contiguous elements are at least read all
-    // together.
-    template <int n>
-    FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
-        Pack<Element, n> pack;
-        if (place_.rank == 0 && i + n <= n_) {
-            const Element* from = at(i);
+        if constexpr (aligned) {
+            memcpy(&pack, sixteen_at(i), sizeof pack);
+        } else {
+            const Element* from = contiguous_at(i);
             Element parts[n];
             FUSED_PENALTIES_UNROLLED
             for (int k = 0; k < n; ++k) parts[k] = from[k];
             memcpy(&pack, parts, sizeof pack);
-            return pack;
         }
+        return pack;
+    }
+    template <bool aligned, int n>
+    FUSED_PENALTIES_DEVICE void write(int i, const Pack<Element, n>& pack) const {
+        if constexpr (aligned) {
+            memcpy(sixteen_at(i), &pack, sizeof pack);
+        } else {
+            Element* to = contiguous_at(i);
+            Element parts[n];
+            memcpy(parts, &pack, sizeof pack);
+            FUSED_PENALTIES_UNROLLED
+            for (int k = 0; k < n; ++k) to[k] = parts[k];
+        }
+    }
+
+    // The same wherever they lie, one after the other: zero past the end, and nothing written there.
+    template <int n>
+    FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
+        Pack<Element, n> pack;
         auto* elements = reinterpret_cast<Element*>(stage);
         FUSED_PENALTIES_ROLLED
         for (int k = 0; k < n; ++k) elements[k] = i + k < n_ ? *at(i + k) : Element{};
@@ -76,8 +101,12 @@ private:
         return __builtin_assume_aligned(in_device_memory(data_ + i * int(sizeof(Element))), 16);
     }
 
+    FUSED_PENALTIES_DEVICE Element* contiguous_at(int i) const {
+        return in_device_memory(reinterpret_cast<Element*>(data_) + i);
+    }
+
     FUSED_PENALTIES_DEVICE Element* at(int i) const {
-        if (place_.rank == 0) return in_device_memory(reinterpret_cast<Element*>(data_) + i);
+        if (place_.rank == 0) return contiguous_at(i);
         unsigned char* address = place_.data;
         uint64_t index = first_ + uint64_t(i);
         FUSED_PENALTIES_ROLLED
@@ -100,10 +129,20 @@ private:
 template <class Type>
 constexpr int kOwn = 16 / int(sizeof(typename Type::Element));
 
-// The index of the first element that a lane has in a row.
+constexpr int kStripLanes = kLanes / kStrips;  // of the warp
+static_assert(16 * kStripLanes == kRowBytes, "a lane has 16 bytes of a row");
+
+// The index of the first element that a lane has in a row of its strip.
 template <class Type>
 FUSED_PENALTIES_DEVICE int first_of(int row, int lane) {
-    return row * canon::lanes<Type> + lane * kOwn<Type>;
+    return lane / kStripLanes * canon::strip_elements<Type> + row * canon::columns<Type> +
+           lane % kStripLanes * kOwn<Type>;
+}
+
+// How many rows the first strip of n elements has, the last of them perhaps cut. No other has more.
+template <class Type>
+FUSED_PENALTIES_DEVICE int rows_of(int n) {
+    return n < canon::strip_elements<Type> ? (n + canon::columns<Type> - 1) / canon::columns<Type> : kRows;
 }
 
 // Elements as numbers.
@@ -259,59 +298,72 @@ FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares)
     return ballot(nonzero) != 0 && (ballot(narrow) == 0 || ballot(too_large) != 0);
 }
 
-// The 16 bytes, or as many elements, that a lane has in each of several rows; zero where a row ends before them.
-template <class Type, class Element, int together>
+// What a lane has in each of several rows; zero where not all of it is there.
+template <class Type, bool aligned, class Element, int together>
 FUSED_PENALTIES_DEVICE void read_rows(const Elements<Element>& elements, int row, int lane,
                                       Pack<Element, kOwn<Type>> (&packs)[together]) {
     constexpr int own = kOwn<Type>;
     const int n = elements.size();
-    if ((row + together) * canon::lanes<Type> <= n) {  // as in most blocks; then no load has to ask
+    if (n == canon::block_elements<Type>) {  // as most blocks; then no load has to ask
         FUSED_PENALTIES_UNROLLED
-        for (int r = 0; r < together; ++r) packs[r] = elements.template read<own>(first_of<Type>(row + r, lane));
+        for (int r = 0; r < together; ++r)
+            packs[r] = elements.template read<own, aligned>(first_of<Type>(row + r, lane));
     } else {
         FUSED_PENALTIES_UNROLLED
         for (int r = 0; r < together; ++r) {
             const int first = first_of<Type>(row + r, lane);
-            packs[r] = first + own <= n ? elements.template read<own>(first) : Pack<Element, own>{};
+            packs[r] = first + own <= n ? elements.template read<own, aligned>(first) : Pack<Element, own>{};
         }
     }
 }
 
-// The first row of a block that is not, or not wholly, read 16 bytes at a time.
-template <class Type>
-FUSED_PENALTIES_DEVICE int first_odd_row(int n, bool aligned) {
-    return aligned ? n / canon::lanes<Type> + (n % kOwn<Type> == 0 ? kRows : 0) : 0;
+// Calls visit(lane, first) for what is not read several rows at a time: kOwn elements from `first` on, of which some
+// may be missing. Where elements are contiguous, that is only what is cut by the end of the block.
+template <class Type, class Visit>
+FUSED_PENALTIES_DEVICE void each_odd(int n, bool contiguous, const Visit& visit) {
+    constexpr int own = kOwn<Type>;
+    const int cut = n % own == 0 ? kRows : n % canon::strip_elements<Type> / canon::columns<Type>;
+    const int end = contiguous ? (cut < kRows ? cut + 1 : kRows) : rows_of<Type>(n);
+    FUSED_PENALTIES_ROLLED
+    for (int row = contiguous ? cut : 0; row < end; ++row) {
+        each_lane([&](int lane) {
+            const int first = first_of<Type>(row, lane);
+            if (first < n && (!contiguous || first + own > n)) visit(lane, first);
+        });
+    }
+}
+
+template <class Type, bool aligned, int together>
+FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& elements, PerLane<Share<Type>>& shares) {
+    const int rows = rows_of<Type>(elements.size());
+    FUSED_PENALTIES_ROLLED
+    for (int row = 0; row < rows; row += together) {
+        each_lane([&](int lane) {
+            Pack<typename Type::Element, kOwn<Type>> packs[together];
+            read_rows<Type, aligned>(elements, row, lane, packs);
+            in_order();
+            FUSED_PENALTIES_UNROLLED
+            for (int r = 0; r < together; ++r) shares[lane].add(unpack<Type>(packs[r]));
+        });
+    }
 }
 
 // Both sums of one block. `wide` tells whether a bfloat16 block has to be summed by the wide rule instead.
 template <class Type>
 FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Element>& elements, unsigned char* stage,
                                             bool& wide) {
-    constexpr int own = kOwn<Type>;
-    constexpr int together = sizeof(Share<Type>) > 64 + 8 ? 2 : 8;  // loads in flight; where sums need much room, few
-    using Packed = Pack<typename Type::Element, own>;
-    const int n = elements.size();
+    // Where sums need much room, few rows.
+    constexpr int together = std::is_same<Type, canon::WideBFloat16>::value ? kFewRows : kSumRows;
     PerLane<Share<Type>> shares;
     each_lane([&](int lane) { shares[lane].clear(); });
     if (elements.aligned()) {
-        FUSED_PENALTIES_ROLLED
-        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
-            each_lane([&](int lane) {
-                Packed packs[together];
-                read_rows<Type>(elements, row, lane, packs);
-                FUSED_PENALTIES_UNROLLED
-                for (int r = 0; r < together; ++r) shares[lane].add(unpack<Type>(packs[r]));
-            });
-        }
+        add_rows<Type, true, together>(elements, shares);
+    } else if (elements.contiguous()) {
+        add_rows<Type, false, kFewRows>(elements, shares);
     }
-    FUSED_PENALTIES_ROLLED
-    for (int row = first_odd_row<Type>(n, elements.aligned()); row * canon::lanes<Type> < n; ++row) {
-        each_lane([&](int lane) {
-            const int first = first_of<Type>(row, lane);
-            if (first >= n || (elements.aligned() && first + own <= n)) return;
-            shares[lane].add(unpack<Type>(elements.template gather<own>(first, stage + lane * kStage)));
-        });
-    }
+    each_odd<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
+        shares[lane].add(unpack<Type>(elements.template gather<kOwn<Type>>(first, stage + lane * kStage)));
+    });
     if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
     return fold<Type>(shares);
 }
@@ -326,10 +378,9 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     constexpr int own = kOwn<Type>;
     using Weights = Pack<typename Type::Element, own>;
     using Grads = Pack<typename Target::Element, own>;
-    constexpr int together = sizeof(Grads) > sizeof(Weights) ? 2 : 4;
+    constexpr int together = sizeof(Grads) > sizeof(Weights) ? kFewRows / 2 : kFewRows;
     const Real x = Real(factors.x), y = Real(factors.y);
     const int n = weights.size();
-    const bool aligned = weights.aligned() && grads.aligned();
     PerLane<Share<Type>> shares;
     each_lane([&](int lane) { shares[lane].clear(); });
     const auto change = [&](int lane, const Weights& w, Grads& g) {
@@ -350,40 +401,43 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
         }
         g = repack<Target>(grad);
     };
-    if (aligned) {
+    const auto change_rows = [&](auto is_aligned) FUSED_PENALTIES_INLINE {
+        constexpr bool aligned = decltype(is_aligned)::value;
+        const int rows = rows_of<Type>(n);
         FUSED_PENALTIES_ROLLED
-        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
+        for (int row = 0; row < rows; row += together) {
             each_lane([&](int lane) {
                 Weights w[together];
                 Grads g[together];
                 FUSED_PENALTIES_UNROLLED
                 for (int r = 0; r < together; ++r) {
                     const int first = first_of<Type>(row + r, lane);
-                    w[r] = first + own <= n ? weights.template read<own>(first) : Weights{};
-                    g[r] = first + own <= n && !idle ? grads.template read<own>(first) : Grads{};
+                    w[r] = first + own <= n ? weights.template read<own, aligned>(first) : Weights{};
+                    g[r] = first + own <= n && !idle ? grads.template read<own, aligned>(first) : Grads{};
                 }
                 FUSED_PENALTIES_UNROLLED
                 for (int r = 0; r < together; ++r) {
                     const int first = first_of<Type>(row + r, lane);
                     in_order();
                     change(lane, w[r], g[r]);
-                    if (first + own <= n && !idle) grads.write(first, g[r]);
+                    if (first + own <= n && !idle) grads.template write<aligned>(first, g[r]);
                 }
             });
         }
+    };
+    const bool contiguous = weights.contiguous() && grads.contiguous();
+    if (weights.aligned() && grads.aligned()) {
+        change_rows(std::true_type{});
+    } else if (contiguous) {
+        change_rows(std::false_type{});
     }
-    FUSED_PENALTIES_ROLLED
-    for (int row = first_odd_row<Type>(n, aligned); row * canon::lanes<Type> < n; ++row) {
-        each_lane([&](int lane) {
-            const int first = first_of<Type>(row, lane);
-            if (first >= n || (aligned && first + own <= n)) return;
-            unsigned char* mine = stage + lane * kStage;
-            const Weights w = weights.template gather<own>(first, mine);
-            Grads g = idle ? Grads{} : grads.template gather<own>(first, mine);
-            change(lane, w, g);
-            if (!idle) grads.scatter(first, g, mine);
-        });
-    }
+    each_odd<Type>(n, contiguous, [&](int lane, int first) {
+        unsigned char* mine = stage + lane * kStage;
+        const Weights w = weights.template gather<own>(first, mine);
+        Grads g = idle ? Grads{} : grads.template gather<own>(first, mine);
+        change(lane, w, g);
+        if (!idle) grads.scatter(first, g, mine);
+    });
     if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
     return fold<Type>(shares);
 }
@@ -393,7 +447,6 @@ template <class Type, class Change>
 FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elements, unsigned char* stage,
                                     const Change& change) {
     constexpr int own = kOwn<Type>;
-    constexpr int together = 4;
     using Packed = Pack<typename Type::Element, own>;
     const int n = elements.size();
     const auto changed = [&](const Packed& pack) {
@@ -402,29 +455,31 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
         for (int k = 0; k < own; ++k) values.at[k] = change(values.at[k]);
         return repack<Type>(values);
     };
-    if (elements.aligned()) {
+    const auto replace_rows = [&](auto is_aligned) FUSED_PENALTIES_INLINE {
+        constexpr bool aligned = decltype(is_aligned)::value;
+        const int rows = rows_of<Type>(n);
         FUSED_PENALTIES_ROLLED
-        for (int row = 0; row * canon::lanes<Type> < n; row += together) {
+        for (int row = 0; row < rows; row += kFewRows) {
             each_lane([&](int lane) {
-                Packed packs[together];
-                read_rows<Type>(elements, row, lane, packs);
+                Packed packs[kFewRows];
+                read_rows<Type, aligned>(elements, row, lane, packs);
                 FUSED_PENALTIES_UNROLLED
-                for (int r = 0; r < together; ++r) {
+                for (int r = 0; r < kFewRows; ++r) {
                     const int first = first_of<Type>(row + r, lane);
-                    if (first + own <= n) elements.write(first, changed(packs[r]));
+                    if (first + own <= n) elements.template write<aligned>(first, changed(packs[r]));
                 }
             });
         }
+    };
+    if (elements.aligned()) {
+        replace_rows(std::true_type{});
+    } else if (elements.contiguous()) {
+        replace_rows(std::false_type{});
     }
-    FUSED_PENALTIES_ROLLED
-    for (int row = first_odd_row<Type>(n, elements.aligned()); row * canon::lanes<Type> < n; ++row) {
-        each_lane([&](int lane) {
-            const int first = first_of<Type>(row, lane);
-            if (first >= n || (elements.aligned() && first + own <= n)) return;
-            unsigned char* mine = stage + lane * kStage;
-            elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
-        });
-    }
+    each_odd<Type>(n, elements.contiguous(), [&](int lane, int first) {
+        unsigned char* mine = stage + lane * kStage;
+        elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
+    });
 }
 
 // ---- many blocks
@@ -487,60 +542,93 @@ FUSED_PENALTIES_DEVICE void each_block(const Buffer& buffer, uint64_t begin, uin
     }
 }
 
-// The sums of what a warp reads of one buffer, until it comes to another.
-class Partial {
-public:
-    // `row` is the warp's own, in shared memory, and zero.
-    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, int64_t* row) : workspace_(workspace), row_(row) {}
-
-    // What is added from now on is this buffer's.
-    FUSED_PENALTIES_DEVICE void begin(uint32_t i, const Buffer& buffer) {
-        if (buffer.slot != slot_) flush();
-        i_ = i;
-        slot_ = buffer.slot;
-    }
-
-    FUSED_PENALTIES_DEVICE void add(const PerLane<double>& sums) {
-        each_lane([&](int lane) {
-            if (lane % 16 != 0) return;
-            if (slot_ < 0) {
-                (lane == 0 ? workspace_.singles[i_].abs : workspace_.singles[i_].square) = sums[lane];
-            } else {
-                limbs::deposit(row_ + lane / 16 * kLimbs, sums[lane]);
-            }
-        });
-    }
-
-    FUSED_PENALTIES_DEVICE void flush() {
-        if (slot_ < 0) return;
-        barrier();
-        move(row_, workspace_.limbs + (1 + slot_) * kRow);
-        barrier();
-    }
-
-    // Adds a warp's row to one that warps share, and leaves it zero.
-    FUSED_PENALTIES_DEVICE static void move(int64_t* row, int64_t* to) {
-        each_lane([&](int lane) {
-            for (int k = lane; k < kRow; k += kLanes) {
-                if (row[k] == 0) continue;
-                atomic_add(to + k, row[k]);
-                row[k] = 0;
-            }
-        });
-    }
-
-private:
-    const Workspace& workspace_;
-    int64_t* row_;
-    uint32_t i_ = 0;
-    int64_t slot_ = -1;
-};
-
 FUSED_PENALTIES_DEVICE void clear(int64_t* row) {
     each_lane([&](int lane) {
         for (int k = lane; k < kRow; k += kLanes) row[k] = 0;
     });
     barrier();
+}
+
+// What a warp needs in shared memory.
+struct Shared {
+    int64_t row[kRow];  // limbs of what the warp has summed, but not yet added to the workspace
+    int64_t slot;       // of the buffer that was summed; -1: there is none, or it needs none
+    alignas(16) unsigned char stage[kLanes * kStage];
+};
+
+FUSED_PENALTIES_DEVICE int64_t* row_of(const Workspace& workspace, int64_t slot) {
+    return workspace.limbs + (1 + slot) * kRow;
+}
+
+// The sums of what a warp reads of one buffer, until it comes to another. The last buffer's stay in shared memory.
+class Partial {
+public:
+    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, Shared& shared)
+        : workspace_(workspace), shared_(shared) {
+        each_lane([&](int lane) {
+            if (lane == 0) shared.slot = -1;
+        });
+        clear(shared.row);
+    }
+
+    // What is added from now on is this buffer's.
+    FUSED_PENALTIES_DEVICE void begin(uint32_t i, const Buffer& buffer) {
+        i_ = i;
+        if (buffer.slot == shared_.slot) return;
+        if (shared_.slot >= 0) flush();
+        barrier();
+        each_lane([&](int lane) {
+            if (lane == 0) shared_.slot = buffer.slot;
+        });
+        barrier();
+    }
+
+    FUSED_PENALTIES_DEVICE void add(const PerLane<double>& sums) {
+        each_lane([&](int lane) {
+            if (lane % 16 != 0) return;
+            if (shared_.slot < 0) {
+                (lane == 0 ? workspace_.singles[i_].abs : workspace_.singles[i_].square) = sums[lane];
+            } else {
+                limbs::deposit(shared_.row + lane / 16 * kLimbs, sums[lane]);
+            }
+        });
+    }
+
+private:
+    FUSED_PENALTIES_DEVICE void flush() {
+        barrier();
+        int64_t* to = row_of(workspace_, shared_.slot);
+        each_lane([&](int lane) {
+            for (int k = lane; k < kRow; k += kLanes) {
+                if (shared_.row[k] == 0) continue;
+                atomic_add(to + k, shared_.row[k]);
+                shared_.row[k] = 0;
+            }
+        });
+    }
+
+    const Workspace& workspace_;
+    Shared& shared_;
+    uint32_t i_ = 0;
+};
+
+// When all warps of a block of threads are done: adds what they still have in shared memory to the workspace. Warps
+// that ended with the same buffer, as most do in large ones, add their rows first, so that there are fewer atomics: the
+// first of them does it.
+FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const Shared* shared, uint32_t warps,
+                                           uint32_t warp) {
+    const int64_t slot = shared[warp].slot;
+    bool first = slot >= 0;
+    for (uint32_t other = 0; other < warp; ++other) first = first && shared[other].slot != slot;
+    if (!first) return;
+    each_lane([&](int lane) {
+        for (int k = lane; k < kRow; k += kLanes) {
+            int64_t sum = 0;
+            for (uint32_t other = warp; other < warps; ++other)
+                if (shared[other].slot == slot) sum += shared[other].row[k];
+            if (sum != 0) atomic_add(row_of(workspace, slot) + k, sum);
+        }
+    });
 }
 
 FUSED_PENALTIES_DEVICE bool penalized(const Coefficients& coefficients, uint32_t i) {
@@ -552,12 +640,6 @@ FUSED_PENALTIES_DEVICE bool is(DType dtype, double factor, double value) {
     return dtype == DType::float64 ? factor == value : float(factor) == float(value);
 }
 
-// What a warp needs in shared memory.
-struct Shared {
-    int64_t row[kRow];
-    alignas(16) unsigned char stage[kLanes * kStage];
-};
-
 // The wide rule for a block of bfloat16.
 FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffer& buffer, uint64_t first, int n,
                                                  unsigned char* stage) {
@@ -565,11 +647,10 @@ FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffe
     return tree<canon::WideBFloat16>(Elements<uint16_t>(buffer.weights, table.axes, first, n), stage, wide);
 }
 
-// The sums of all blocks of the range, into the workspace.
+// The sums of all blocks of the range, into the workspace; `bring_together` has to follow.
 FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, uint32_t warp, uint32_t warps) {
     const Table& table = arguments.table;
-    clear(shared.row);
-    Partial partial(arguments.workspace, shared.row);
+    Partial partial(arguments.workspace, shared);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               if (arguments.coefficients.l1 && !penalized(arguments.coefficients, i)) return;
@@ -585,15 +666,24 @@ FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, u
                   partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
               });
           });
-    partial.flush();
 }
 
-// The gradient, and the sums in the same read.
+// Asks for elements [first, end) of a buffer, if they are contiguous, to be brought to the GPU's second cache.
+FUSED_PENALTIES_DEVICE void prefetch_elements(const Place& place, uint64_t first, uint64_t end) {
+    constexpr uint64_t kSector = 32;  // the least that is brought
+    if (place.rank != 0) return;
+    const unsigned char* from = place.data + first * uint64_t(itemsize(place.dtype));
+    const uint64_t bytes = (end - first) * uint64_t(itemsize(place.dtype));
+    each_lane([&](int lane) {
+        for (uint64_t at = uint64_t(lane) * kSector; at < bytes; at += kLanes * kSector) prefetch(from + at);
+    });
+}
+
+// The gradient, and the sums in the same read; `bring_together` has to follow.
 FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared& shared, uint32_t warp,
                                      uint32_t warps) {
     const Table& table = arguments.table;
-    clear(shared.row);
-    Partial partial(arguments.workspace, shared.row);
+    Partial partial(arguments.workspace, shared);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
@@ -604,6 +694,14 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
               if (idle && !arguments.sum) return;
               partial.begin(i, buffer);
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
+                  if constexpr (kGradientPrefetch) {
+                      const uint64_t each = uint64_t(block_elements(dtype)), next = first + each;
+                      if (next < end * each) {
+                          const uint64_t stop = next + each < buffer.count ? next + each : buffer.count;
+                          prefetch_elements(buffer.weights, next, stop);
+                          if (!idle) prefetch_elements(buffer.target, next, stop);
+                      }
+                  }
                   PerLane<double> sums;
                   bool wide = false;
                   const auto run = [&](auto type, auto target) FUSED_PENALTIES_INLINE {
@@ -622,7 +720,6 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                   partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
               });
           });
-    if (arguments.sum) partial.flush();
 }
 
 // A change of the targets alone.
@@ -709,7 +806,8 @@ FUSED_PENALTIES_DEVICE void write_penalty(void* to, uint64_t i, bool wide, doubl
     }
 }
 
-// Turns the workspace into results, and leaves it zero. `row` and `total` are the warp's own.
+// Turns the workspace into each buffer's results, and leaves it zero. `row` and `total` are the warp's own, and what is
+// about all buffers is left in `total`; `finish_totals` has to follow.
 FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* row, int64_t* total, uint32_t warp,
                                    uint32_t warps) {
     const Table& table = arguments.table;
@@ -770,13 +868,24 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
         });
         barrier();
     }
-    Partial::move(total, workspace.limbs);
+}
 
-    // The last warp to come here finds the totals complete.
+// When all warps of a block of threads are done, one of them brings their totals together. The last block of threads to
+// come here finds the workspace's complete, and turns them into results. `row` is the warp's own.
+FUSED_PENALTIES_DEVICE void finish_totals(const FinishArguments& arguments, const int64_t (*totals)[kRow],
+                                          uint32_t warps, int64_t* row, uint32_t blocks) {
+    const Workspace& workspace = arguments.workspace;
+    each_lane([&](int lane) {
+        for (int k = lane; k < kRow; k += kLanes) {
+            int64_t sum = 0;
+            for (uint32_t warp = 0; warp < warps; ++warp) sum += totals[warp][k];
+            if (sum != 0) atomic_add(workspace.limbs + k, sum);
+        }
+    });
     PerLane<bool> last;
     each_lane([&](int) { fence(); });
     barrier();
-    each_lane([&](int lane) { last[lane] = lane == 0 && atomic_next(workspace.finished) == warps - 1; });
+    each_lane([&](int lane) { last[lane] = lane == 0 && atomic_next(workspace.finished) == blocks - 1; });
     const bool others_follow = ballot(last) == 0;
     barrier();
     if (others_follow) return;

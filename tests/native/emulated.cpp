@@ -119,17 +119,42 @@ void put_wait(Stream& stream, const std::shared_ptr<Event>& event) {
     put(stream, [event] { run_until(*event->stream, [&] { return event->reached; }); });
 }
 
-void start(const Queue& queue, const std::function<void(uint32_t, uint32_t)>& warp) {
+// One of a launch's blocks of threads.
+struct Group {
+    uint32_t index, count, warps;
+
+    // Calls visit(k, warp, warps) for every warp of it, in any order: its number here, its number among all, and how
+    // many there are.
+    template <class Visit>
+    void each_warp(const Visit& visit) const {
+        for (uint32_t k : shuffled(warps)) visit(k, index * warps + k, count * warps);
+    }
+
+    static std::vector<uint32_t> shuffled(uint32_t n) {
+        std::vector<uint32_t> order(n);
+        for (uint32_t k = 0; k < n; ++k) order[k] = k;
+        std::shuffle(order.begin(), order.end(), dice);
+        return order;
+    }
+};
+
+void start(const Queue& queue, const std::function<void(const Group&)>& group) {
     const Lock lock(mutex);
     attempt();
     ++launches;
-    put(stream_of(queue), [warp] {
-        const uint32_t counts[] = {1, 3, 8, 40};
-        std::vector<uint32_t> order(counts[dice() % 4]);
-        for (uint32_t k = 0; k < order.size(); ++k) order[k] = k;
-        std::shuffle(order.begin(), order.end(), dice);
-        for (uint32_t k : order) warp(k, uint32_t(order.size()));
+    put(stream_of(queue), [group] {
+        const uint32_t counts[] = {1, 2, 3, 10}, warps[] = {1, 3, 4};
+        const uint32_t count = counts[dice() % 4], each = warps[dice() % 3];
+        for (uint32_t k : Group::shuffled(count)) group({k, count, each});
     });
+}
+
+// Shared memory as a kernel finds it: anything may be in it.
+template <class T>
+std::unique_ptr<T[]> filled(uint32_t n) {
+    std::unique_ptr<T[]> memory(new T[n]);
+    memset(static_cast<void*>(memory.get()), 0x5a, n * sizeof(T));
+    return memory;
 }
 
 template <class Arguments, class Program>
@@ -137,7 +162,7 @@ void start_range(const Queue& queue, Arguments arguments, uint64_t first, uint64
     if (first == end) return;
     const uint64_t chunks[] = {1, 3, 40, end - first};
     arguments.range = {first, end, chunks[dice() % 4]};
-    start(queue, [arguments, program](uint32_t warp, uint32_t warps) { program(arguments, warp, warps); });
+    start(queue, [arguments, program](const Group& group) { program(arguments, group); });
 }
 
 template <class Arguments, class Program>
@@ -195,34 +220,36 @@ void clear(const Queue& queue, void* to, size_t bytes) {
 }
 
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
-    start_range(queue, arguments, 0, table.blocks(), [](const SumArguments& given, uint32_t warp, uint32_t warps) {
-        Shared shared;
-        memset(static_cast<void*>(&shared), 0xab, sizeof shared);
-        sum(given, shared, warp, warps);
+    start_range(queue, arguments, 0, table.blocks(), [](const SumArguments& given, const Group& group) {
+        auto shared = filled<Shared>(group.warps);
+        group.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { sum(given, shared[k], warp, warps); });
+        group.each_warp(
+            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, shared.get(), group.warps, k); });
     });
 }
 
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments) {
-    start_change(queue, table, arguments, [](const GradientArguments& given, uint32_t warp, uint32_t warps) {
-        Shared shared;
-        memset(static_cast<void*>(&shared), 0xab, sizeof shared);
-        gradient(given, shared, warp, warps);
+    start_change(queue, table, arguments, [](const GradientArguments& given, const Group& group) {
+        auto shared = filled<Shared>(group.warps);
+        group.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { gradient(given, shared[k], warp, warps); });
+        group.each_warp(
+            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, shared.get(), group.warps, k); });
     });
 }
 
 void launch(const Queue& queue, const HostTable& table, UpdateArguments arguments) {
-    start_change(queue, table, arguments, [](const UpdateArguments& given, uint32_t warp, uint32_t warps) {
+    start_change(queue, table, arguments, [](const UpdateArguments& given, const Group& group) {
         alignas(16) unsigned char stage[kLanes * kStage];
-        update(given, stage, warp, warps);
+        group.each_warp([&](uint32_t, uint32_t warp, uint32_t warps) { update(given, stage, warp, warps); });
     });
 }
 
 void launch(const Queue& queue, const FinishArguments& arguments) {
-    start(queue, [arguments](uint32_t warp, uint32_t warps) {
-        int64_t row[kRow], total[kRow];
-        memset(row, 0xab, sizeof row);
-        memset(total, 0xab, sizeof total);
-        finish(arguments, row, total, warp, warps);
+    start(queue, [arguments](const Group& group) {
+        const auto rows = filled<int64_t[kRow]>(group.warps), totals = filled<int64_t[kRow]>(group.warps);
+        group.each_warp(
+            [&](uint32_t k, uint32_t warp, uint32_t warps) { finish(arguments, rows[k], totals[k], warp, warps); });
+        finish_totals(arguments, totals.get(), group.warps, rows[0], group.count);
     });
 }
 
