@@ -71,6 +71,51 @@ std::string name_of(const dlpack::Device& device) {
 
 }  // namespace
 
+bool Library::current_stream(void** stream) const {
+    if (!api || !api->current_stream) return false;
+    if (api->current_stream(device.type, device.id, stream) == 0) return true;
+    throw py::error_already_set();
+}
+
+bool Seen::look(const One& one, py::handle item, std::vector<int64_t>& facts) const {
+    if (one.array) {
+        static PyObject* const names[] = {PyUnicode_InternFromString("data"), PyUnicode_InternFromString("ptr")};
+        const auto data = py::reinterpret_steal<py::object>(PyObject_GetAttr(item.ptr(), names[0]));
+        const auto ptr = py::reinterpret_steal<py::object>(data ? PyObject_GetAttr(data.ptr(), names[1]) : nullptr);
+        facts.push_back(ptr ? reinterpret_cast<intptr_t>(PyLong_AsVoidPtr(ptr.ptr())) : 0);
+    } else if (one.api) {
+        dlpack::Tensor tensor;
+        if (one.api->tensor_from_object(item.ptr(), &tensor) == 0) {
+            const dlpack::DataType type = tensor.dtype;
+            facts.push_back(reinterpret_cast<intptr_t>(tensor.data) + int64_t(tensor.byte_offset));
+            facts.insert(facts.end(), {type.code, type.bits, type.lanes, tensor.ndim});
+            facts.insert(facts.end(), tensor.shape, tensor.shape + tensor.ndim);
+            if (tensor.strides) facts.insert(facts.end(), tensor.strides, tensor.strides + tensor.ndim);
+        }
+    }
+    if (!PyErr_Occurred()) return true;
+    PyErr_Clear();
+    return false;
+}
+
+bool Seen::again(const py::list& items, const std::vector<bool>* needed) const {
+    if (!complete_ || items.size() != all_.size()) return false;
+    std::vector<int64_t> facts;
+    size_t from = 0;
+    for (size_t i = 0; i < all_.size(); ++i) {
+        const One& one = all_[i];
+        const py::handle item = PyList_GET_ITEM(items.ptr(), Py_ssize_t(i));
+        if (Py_TYPE(item.ptr()) != one.type || (item.is_none() && needed && (*needed)[i])) return false;
+        // While it lives no other array has its address.
+        if (one.array && !py::reinterpret_steal<py::object>(PyObject_CallNoArgs(one.array.ptr())).is(item)) return false;
+        facts.clear();
+        if (!look(one, item, facts)) return false;
+        if (!std::equal(facts.begin(), facts.end(), facts_.begin() + from, facts_.begin() + one.end)) return false;
+        from = one.end;
+    }
+    return true;
+}
+
 uint64_t View::count() const {
     uint64_t count = 1;
     for (int k = 0; k < rank; ++k) count *= uint64_t(shape[k]);
@@ -118,10 +163,23 @@ void Items::check_beside(const Items& others) const {
                               " is on " + name_of(others.where_) + "; wanted both on one device");
 }
 
-bool Items::current_stream(void** stream) const {
-    if (found_.empty() || !found_[0].api->current_stream) return false;
-    if (found_[0].api->current_stream(where_.type, where_.id, stream) == 0) return true;
-    throw py::error_already_set();
+Seen Items::seen() {
+    Seen seen;
+    size_t tensor = 0;
+    for (size_t i = 0; i < items_.size(); ++i) {
+        Seen::One one{{}, nullptr, Py_TYPE(item(i).ptr()), 0};
+        if (tensor < found_.size() && found_[tensor].i == i) {
+            one.api = found_[tensor++].api;
+        } else if (!item(i).is_none()) {
+            if (is_cupy(item(i))) one.array = py::weakref(item(i));
+            else return seen;
+        }
+        if (!seen.look(one, item(i), seen.facts_)) return seen;
+        one.end = seen.facts_.size();
+        seen.all_.push_back(std::move(one));
+    }
+    seen.complete_ = true;
+    return seen;
 }
 
 void Items::visit_item(size_t i, const Visit& visit) {

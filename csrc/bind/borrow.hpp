@@ -31,6 +31,41 @@ struct View {
     uint64_t count() const;
 };
 
+// Whose tensors a list has, to be asked for its stream.
+struct Library {
+    const dlpack::ExchangeApi* api = nullptr;
+    dlpack::Device device{dlpack::kCpu, 0};
+
+    // The stream that it works on at this moment; false if it does not say.
+    bool current_stream(void** stream) const;
+};
+
+// The arrays of a list, to tell by a look at each whether another list has the same. None is kept alive. It must be
+// made and destroyed with the GIL held.
+class Seen {
+public:
+    // True if every item of the list is the same as before, and where it was: the same CuPy array with the same address,
+    // which is all that can change under it; a tensor with the same memory, shape and strides. None is None; where it
+    // is `needed`, if that is given, that is no good.
+    bool again(const py::list& items, const std::vector<bool>* needed) const;
+
+private:
+    friend class Items;
+
+    struct One {
+        py::object array;                // a weak reference to a CuPy array,
+        const dlpack::ExchangeApi* api;  // or the table of a tensor's type, or neither
+        const PyTypeObject* type;
+        size_t end;  // of its facts
+    };
+    // Appends what tells one array from another. False if that cannot be found out.
+    bool look(const One& one, py::handle item, std::vector<int64_t>& facts) const;
+
+    std::vector<One> all_;
+    std::vector<int64_t> facts_;
+    bool complete_ = false;  // else there were other kinds of arrays too
+};
+
 // The items of a list of arrays, kept alive so that the GIL may be released. It must be made and destroyed with
 // the GIL held.
 class Items {
@@ -46,9 +81,10 @@ public:
     // The CUDA device that all of them are on, or -1 for the CPU.
     int device() const { return where_.type == dlpack::kCpu ? -1 : where_.id; }
 
-    // The stream that the tensors' library works on at this moment on their CUDA device; false if it does not say.
-    // Of several libraries it is the first that says.
-    bool current_stream(void** stream) const;
+    // The library of the first tensor.
+    Library library() const { return {found_.empty() ? nullptr : found_[0].api, where_}; }
+
+    Seen seen();
 
     // Throws ValueError if these are on another device than those.
     void check_beside(const Items& others) const;

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <mutex>
+#include <optional>
 
 #include "bound.hpp"
 #include "cuda/launch.hpp"
@@ -39,8 +40,17 @@ size_t workspace_bytes(const HostTable& table) {
 // Gradients, found on the device.
 struct GradTable {
     HostTable table;
-    bool has_stream;  // does their library say which stream it works on?
-    void* stream;
+    Library library;
+    bool with_weights;
+    Seen seen;
+};
+
+// What Python holds of the device: its current one in a `with` block.
+struct CurrentDevice {
+    explicit CurrentDevice(int number) : device(number) {}
+
+    int device;
+    std::optional<cuda::OnDevice> on = {};
 };
 
 class DevicePlan {
@@ -58,11 +68,14 @@ public:
     // The stream that the weights' library works on now, or None if it does not say.
     py::object stream() const {
         void* stream = nullptr;
-        if (!weights_.items().current_stream(&stream)) return py::none();
+        if (!weights_.items().library().current_stream(&stream)) return py::none();
         return py::int_(reinterpret_cast<Address>(stream));
     }
 
-    bool capturing(Address stream) const { return cuda::capturing(queue(stream)); }
+    bool capturing(Address stream) const {
+        const py::gil_scoped_release release;
+        return cuda::capturing(queue(stream));
+    }
 
     // Takes the plan's memory into use. What a graph has captured may run at any time, beside other calls, and so has
     // a workspace of its own.
@@ -71,8 +84,9 @@ public:
         coefficients_ = {at<double>(coefficients), at<double>(coefficients) + weights_.size()};
         workspaces_[0] = workspace;
         workspaces_[1] = captured;
-        cuda::prepare(device());
         in_turn(stream, [&](const Queue& queue, bool) {
+            cuda::prepare(device());
+            home_ = cuda::id_of(queue);
             cuda::upload(queue, at<void>(table), table_.bytes().data(), table_.bytes().size());
             for (Address each : workspaces_) cuda::clear(queue, at<void>(each), workspace_bytes(table_));
         });
@@ -84,11 +98,9 @@ public:
         });
     }
 
-    // Lets what is put on the stream from now on wait for what this plan did.
-    void settle(Address stream) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (!cuda::capturing(queue(stream))) turns_.wait(queue(stream));
-    }
+    // True if what this plan did last was on the stream that it got its memory on.
+    bool at_home() const { return turns_->last_on(home_); }
+    const std::shared_ptr<cuda::Turns>& turns() const { return turns_; }
 
     void set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
         weights_.check_coefficients(l1, l2);
@@ -150,8 +162,8 @@ public:
             weights[bound.buffers[k]] = bound.weights[k];
             targets[bound.buffers[k]] = bound.grads[k];
         }
-        return grad_table(*bound.items,
-                          HostTable(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches)));
+        HostTable table(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches));
+        return {std::move(table), bound.items->library(), true, bound.items->seen()};
     }
 
     void add_grad(Address stream, const GradTable& grads, Address uploaded, double upstream) {
@@ -174,8 +186,13 @@ public:
     GradTable norm_table(const py::object& grads) const {
         weights_.items().check_unmoved();
         BoundGrads bound = weights_.bind_grads(grads);
-        return grad_table(*bound.items,
-                          HostTable(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches)));
+        HostTable table(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches));
+        return {std::move(table), bound.items->library(), false, bound.items->seen()};
+    }
+
+    // Whether looking these up would find the same table.
+    bool again(const GradTable& known, const py::list& grads) const {
+        return known.seen.again(grads, known.with_weights ? &penalized_ : nullptr);
     }
 
     // `norm` is two float64: the norm of the table's buffers, and the factor that they are scaled by.
@@ -217,36 +234,29 @@ private:
         const std::lock_guard<std::mutex> lock(mutex_);
         const Queue on = queue(stream);
         const bool captured = cuda::capturing(on);
-        if (!captured) {
-            turns_.wait(on);
-            if (owes_) cuda::wait(on, owing_);
-            owes_ = true;  // an error may come before the turn is done, and after some work is under way
-            owing_ = on.stream;
+        if (!captured) turns_->wait(on);
+        try {
+            if (spoiled_[captured]) cuda::clear(on, at<void>(workspaces_[captured]), workspace_bytes(table_));
+            spoiled_[captured] = true;  // until all of it is under way: the last kernel leaves zeros
+            run(on, captured);
+            spoiled_[captured] = false;
+            if (!captured) turns_->done(on);
+        } catch (...) {
+            if (!captured) turns_->failed(on);
+            throw;
         }
-        if (spoiled_[captured]) cuda::clear(on, at<void>(workspaces_[captured]), workspace_bytes(table_));
-        spoiled_[captured] = true;  // until all of it is under way: the last kernel leaves zeros
-        run(on, captured);
-        spoiled_[captured] = false;
-        if (captured) return;
-        turns_.done(on);
-        owes_ = false;
     }
 
     // The same, between what is on the stream of the gradients' library before and what will be.
     template <class Run>
     void with_grads(Address stream, const GradTable& grads, const Run& run) {
+        void* other = nullptr;
+        const bool apart = grads.library.current_stream(&other) && other != at<void>(stream);
         in_turn(stream, [&](const Queue& on, bool captured) {
-            const bool apart = grads.has_stream && grads.stream != on.stream && !captured;
-            if (apart) cuda::wait(on, grads.stream);
+            const bool waited = apart && cuda::wait(on, other);
             run(on, captured);
-            if (apart) cuda::wait({on.device, grads.stream}, on.stream);
+            if (waited) cuda::wait({on.device, other}, on.stream);
         });
-    }
-
-    static GradTable grad_table(const Items& items, HostTable table) {
-        GradTable grads{std::move(table), false, nullptr};
-        grads.has_stream = items.current_stream(&grads.stream);
-        return grads;
     }
 
     cuda::Workspace workspace(bool captured) const { return workspace_at(workspaces_[captured], table_); }
@@ -293,10 +303,12 @@ private:
     std::vector<bool> penalized_, decays_;
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
-    bool owes_ = false;  // did a call put work on a stream that no event stands for?
-    void* owing_ = nullptr;
     cuda::Coefficients coefficients_{};
-    cuda::Turns turns_;
+    std::shared_ptr<cuda::Turns> turns_{new cuda::Turns, [](cuda::Turns* turns) {
+                                            const py::gil_scoped_release release;
+                                            delete turns;
+                                        }};
+    unsigned long long home_ = 0;  // the id of a stream
     std::mutex mutex_;
 };
 
@@ -307,16 +319,34 @@ py::object make_device_plan(BoundWeights weights) { return py::cast(std::make_un
 void define_device_plan(py::module_& m) {
     using py::arg;
     m.def("cuda_toolkit", &cuda::toolkit);
-    m.def("cuda_unavailable", &cuda::unavailable);
+    using Unlocked = py::call_guard<py::gil_scoped_release>;  // see queue.hpp
+    m.def("cuda_unavailable", &cuda::unavailable, Unlocked());
 
     m.attr("RELAXED_CAPTURE") = cuda::kRelaxedCapture;
-    m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"));
+    m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"), Unlocked());
+    m.def(
+        "wait_for_stream",
+        [](int device, Address stream, Address other) {
+            if (stream != other) cuda::wait({device, at<void>(stream)}, at<void>(other));
+        },
+        arg("device"), arg("stream"), arg("other"), Unlocked());
+
+    py::class_<CurrentDevice>(m, "OnDevice")
+        .def(py::init<int>(), arg("device"))
+        .def("__enter__", [](CurrentDevice& current) { current.on.emplace(current.device); }, Unlocked())
+        .def("__exit__", [](CurrentDevice& current, const py::args&) {
+            const py::gil_scoped_release release;
+            current.on.reset();
+        });
+
+    py::class_<cuda::Turns, std::shared_ptr<cuda::Turns>>(m, "Turns").def("passed", &cuda::Turns::passed, Unlocked());
 
     py::class_<GradTable>(m, "GradTable")
         .def_property_readonly("bytes", [](const GradTable& grads) { return grads.table.bytes().size(); })
         .def_property_readonly("workspace_bytes", [](const GradTable& grads) { return workspace_bytes(grads.table); })
         .def(
-            "same", [](const GradTable& x, const GradTable& y) { return x.table.bytes() == y.table.bytes(); },
+            "same",
+            [](const GradTable& x, const GradTable& y) { return &x == &y || x.table.bytes() == y.table.bytes(); },
             arg("other"));
 
     py::class_<DevicePlan>(m, "DevicePlan")
@@ -329,13 +359,15 @@ void define_device_plan(py::module_& m) {
         .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
              arg("captured"))
         .def("upload", &DevicePlan::upload, arg("stream"), arg("grads"), arg("to"))
-        .def("settle", &DevicePlan::settle, arg("stream"))
+        .def_property_readonly("at_home", &DevicePlan::at_home)
+        .def_property_readonly("turns", &DevicePlan::turns)
         .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
         .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
         .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))
         .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
         .def("value", &DevicePlan::value, arg("stream"), arg("value"), arg("values"), arg("wide"))
         .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
+        .def("again", &DevicePlan::again, arg("known"), arg("grads"))
         .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("grads"), arg("uploaded"), arg("upstream"))
         .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("grads"), arg("uploaded"),
              arg("upstream"), arg("value"), arg("wide"))

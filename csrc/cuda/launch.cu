@@ -1,16 +1,16 @@
-#include <cuda_runtime.h>
+#include "launch.hpp"
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
-#include <stdexcept>
 
-#include "launch.hpp"
 #include "program.hpp"
+#include "runtime.hpp"
 
 namespace fused_penalties {
 namespace cuda {
 namespace {
+
+constexpr const char* kFile = "csrc/cuda/launch.cu";
 
 constexpr int kWarps = 4;  // of a block of threads
 constexpr int kThreads = kWarps * kLanes;
@@ -49,43 +49,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
     finish(arguments, rows[warp], totals[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
     __syncthreads();
     if (warp == 0) finish_totals(arguments, totals, kWarps, rows[0], gridDim.x);
-}
-
-// Throws, and takes the error off the runtime's record, where the next call would find it.
-void check(cudaError_t error, int line) {
-    if (error == cudaSuccess) return;
-    cudaGetLastError();
-    throw std::runtime_error("csrc/cuda/launch.cu:" + std::to_string(line) + ": " + cudaGetErrorName(error) + ": " +
-                             cudaGetErrorString(error));
-}
-
-#define CHECK(call) check(call, __LINE__)
-
-// Makes a device the current one, and the one before afterwards.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        CHECK(cudaGetDevice(&before_));
-        if (before_ != device) CHECK(cudaSetDevice(device));
-        changed_ = before_ != device;
-    }
-    ~OnDevice() {
-        if (changed_) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-
-private:
-    int before_ = 0;
-    bool changed_ = false;
-};
-
-cudaStream_t stream_of(const Queue& queue) { return static_cast<cudaStream_t>(queue.stream); }
-
-unsigned long long id_of(const Queue& queue) {
-    unsigned long long id = 0;
-    CHECK(cudaStreamGetId(stream_of(queue), &id));
-    return id;
 }
 
 uint64_t multiprocessors(int device) {
@@ -130,23 +93,6 @@ void start_change(const Queue& queue, void (*kernel)(Arguments), const Arguments
 
 std::string toolkit() { return std::to_string(__CUDACC_VER_MAJOR__) + "." + std::to_string(__CUDACC_VER_MINOR__); }
 
-std::string unavailable() {
-    int devices = 0, major = 0, minor = 0, newest = 0;
-    cudaError_t error = cudaGetDeviceCount(&devices);
-    for (int device = 0; device < devices && error == cudaSuccess; ++device) {
-        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-        if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-        newest = std::max(newest, 10 * major + minor);
-    }
-    if (error != cudaSuccess) {
-        cudaGetLastError();
-        return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
-    }
-    if (newest >= 75) return "";
-    return "its compute capability is " + std::to_string(newest / 10) + "." + std::to_string(newest % 10) +
-           "; wanted at least 7.5";
-}
-
 void prepare(int device) {
     const OnDevice on(device);
     cudaFuncAttributes attributes;
@@ -154,41 +100,6 @@ void prepare(int device) {
     CHECK(cudaFuncGetAttributes(&attributes, gradient_kernel));
     CHECK(cudaFuncGetAttributes(&attributes, update_kernel));
     CHECK(cudaFuncGetAttributes(&attributes, finish_kernel));
-}
-
-int exchange_capture_mode(int mode) {
-    static_assert(kRelaxedCapture == cudaStreamCaptureModeRelaxed, "CUDA's number");
-    auto exchanged = static_cast<cudaStreamCaptureMode>(mode);
-    CHECK(cudaThreadExchangeStreamCaptureMode(&exchanged));
-    return exchanged;
-}
-
-void wait(const Queue& queue, void* stream) {
-    const OnDevice device(queue.device);
-    cudaEvent_t event;
-    CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
-    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_of(queue), event);
-    cudaEventDestroy(event);
-    CHECK(error);
-}
-
-bool capturing(const Queue& queue) {
-    const OnDevice device(queue.device);
-    cudaStreamCaptureStatus status;
-    CHECK(cudaStreamIsCapturing(stream_of(queue), &status));
-    return status != cudaStreamCaptureStatusNone;
-}
-
-void upload(const Queue& queue, void* to, const void* from, size_t bytes) {
-    if (bytes == 0) return;
-    const OnDevice device(queue.device);
-    CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_of(queue)));
-}
-
-void clear(const Queue& queue, void* to, size_t bytes) {
-    const OnDevice device(queue.device);
-    CHECK(cudaMemsetAsync(to, 0, bytes, stream_of(queue)));
 }
 
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
@@ -207,28 +118,6 @@ void launch(const Queue& queue, const HostTable& table, UpdateArguments argument
 void launch(const Queue& queue, const FinishArguments& arguments) {
     const OnDevice device(queue.device);
     start(queue, finish_kernel, arguments, arguments.table.n, 2);
-}
-
-Turns::~Turns() {
-    if (event_) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
-}
-
-void Turns::wait(const Queue& queue) {
-    if (!event_) return;
-    const OnDevice device(queue.device);
-    if (last_ == id_of(queue)) return;
-    CHECK(cudaStreamWaitEvent(stream_of(queue), static_cast<cudaEvent_t>(event_)));
-}
-
-void Turns::done(const Queue& queue) {
-    const OnDevice device(queue.device);
-    if (!event_) {
-        cudaEvent_t event;
-        CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-        event_ = event;
-    }
-    CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(queue)));
-    last_ = id_of(queue);
 }
 
 }  // namespace cuda

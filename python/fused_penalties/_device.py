@@ -7,8 +7,9 @@ whose pool hands it on in the order of the stream, so that nothing is waited for
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from ._convention import FLOAT64, coefficient, widest
 from .cuda import cupy, cupy_stream
 
 _MOST_REMEMBERED = 8  # lists of gradients
+
+# The memory of plans that are gone, whose last work may not be done: with what tells when it is.
+_left: deque[tuple[_core.Turns, tuple[Any, ...]]] = deque()
 
 
 class _Uploaded(NamedTuple):
@@ -46,21 +50,18 @@ class DevicePlan:
         self._remembered: list[_Uploaded] = []
         self._captured: list[_Uploaded] = []
         self._foreign: Any = None
+        _let_go()
         with self.stream(after_cupy=True) as stream:
             self._refuse_capture(stream, "a plan cannot be made")
-            # Held, so that it outlives the memory that is taken on it.
-            self._home = self._cupy.cuda.get_current_stream(core.device)
-            self._coefficients = self._cupy.empty((2, len(self.dtypes)), np.float64)
-            sizes = core.table_bytes, core.workspace_bytes, core.workspace_bytes
-            self._table, *self._workspaces = map(self._bytes, sizes)
-            parts = self._table, self._coefficients, *self._workspaces
-            core.attach(stream, *(part.data.ptr for part in parts))
+            sizes = core.table_bytes, 16 * len(self.dtypes), *[core.workspace_bytes] * 2
+            self._memory = tuple(map(self._bytes, sizes))
+            core.attach(stream, *(part.data.ptr for part in self._memory))
 
     def __del__(self) -> None:
-        # The memory goes back to the pool in the order of the stream that it was taken on.
-        if hasattr(self, "_home"):
-            with suppress(RuntimeError):  # an error here has nobody to hear it
-                self._core.settle(self._home.ptr)
+        # Memory goes back to the pool in the order of the stream that it was taken on. That may be
+        # gone by now, so nothing is put on it: if work is under way elsewhere, the memory stays.
+        if hasattr(self, "_memory") and not self._core.at_home:
+            _left.append((self._core.turns, self._memory))
 
     @contextmanager
     def stream(self, after_cupy: bool = False) -> Iterator[int]:
@@ -71,15 +72,15 @@ class DevicePlan:
         """
         cuda, device = self._cupy.cuda, self._core.device
         handle = self._core.stream()
-        with cuda.Device(device):
+        with _core.OnDevice(device):
             current = cuda.get_current_stream(device)
             if handle is None or handle == current.ptr:
                 handle, other = current.ptr, None
             else:
                 other = self._other_stream(handle)
+            if after_cupy:
+                _core.wait_for_stream(device, handle, current.ptr)
             captured = self._core.capturing(handle)
-            if other and after_cupy and not captured:
-                other.wait_event(current.record())
             with other or nullcontext():
                 if not captured:
                     yield handle
@@ -144,13 +145,13 @@ class DevicePlan:
             return self._cupy.asarray(value)
 
     def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
-        found = self._core.gradient_table(grads)
+        found = self._known(grads, 1) or self._core.gradient_table(grads)
         with self.stream(after_cupy=True) as stream:
             (table,) = self._uploaded(found, stream, workspaces=False)
             self._core.add_grad(stream, found, table, upstream)
 
     def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
-        found = self._core.gradient_table(grads)
+        found = self._known(grads, 1) or self._core.gradient_table(grads)
         with self.stream(after_cupy=True) as stream:
             (table,) = self._uploaded(found, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
@@ -166,7 +167,7 @@ class DevicePlan:
             self._core.decay(stream, rate)
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
-        found = self._core.norm_table(grads)
+        found = self._known(grads, 3) or self._core.norm_table(grads)
         with self.stream(after_cupy=True) as stream:
             addresses = self._uploaded(found, stream, workspaces=True)
             norm = self._cupy.empty(2, np.float64)
@@ -181,6 +182,13 @@ class DevicePlan:
     def _refuse_capture(self, stream: int, what: str) -> None:
         if self._core.capturing(stream):
             raise RuntimeError(f"{what} while the stream is captured into a graph")
+
+    def _known(self, grads: list[Any], parts: int) -> Any:
+        """The table of these gradients if they came before, at the same addresses."""
+        for known in reversed(self._remembered):
+            if len(known.memory) == parts and self._core.again(known.grads, grads):
+                return known.grads
+        return None
 
     def _uploaded(self, grads: Any, stream: int, workspaces: bool) -> list[int]:
         """Where the table, and its workspaces, are: already, if the same gradients come again.
@@ -213,6 +221,18 @@ class DevicePlan:
         return self._cupy.empty(count, np.uint8)
 
 
+def _let_go() -> None:
+    """Gives back the memory of plans that are gone, the oldest first, whose work is done."""
+    while _left:
+        try:
+            oldest = _left.popleft()
+        except IndexError:  # another thread has it
+            return
+        if not oldest[0].passed():
+            _left.appendleft(oldest)
+            return
+
+
 def sums(items: Any, names: Any, single: bool, unique: bool) -> tuple[Any, Any, Any, Any]:
     """What `_core.sums` does for weights on a GPU."""
     return DevicePlan(_core.make_plan(items, names, single, unique)).sums()
@@ -235,7 +255,7 @@ def plan_of(
 def scalar_beside(value: np.floating[Any], array: Any) -> Any:
     """A NumPy scalar as a CuPy array of rank 0 on the device of an array."""
     known = hasattr(array, "__dlpack_device__")
-    with cupy().cuda.Device(int(array.__dlpack_device__()[1])) if known else nullcontext():
+    with _core.OnDevice(int(array.__dlpack_device__()[1])) if known else nullcontext():
         return cupy().asarray(value)
 
 

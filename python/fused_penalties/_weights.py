@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import cuda
+from . import _core, cuda
 
 _DLPACK_CPU = (1, 3, 11)  # host memory: plain, pinned for CUDA, pinned for ROCm
 _DLPACK_CUDA = (2, 13)  # device memory, managed memory
@@ -129,14 +129,11 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
     interface = item.__cuda_array_interface__
     pointer, read_only = interface["data"]
     device = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else 0
-    with cupy.cuda.Device(device):
+    with _core.OnDevice(device):
         stream = interface.get("stream")
         if stream is not None:
-            current = cupy.cuda.get_current_stream(device)
-            if stream not in (current.ptr, current.ptr or 1):
-                event = cupy.cuda.Event(disable_timing=True)
-                event.record(cuda.cupy_stream(stream))
-                current.wait_event(event)
+            current = cupy.cuda.get_current_stream(device).ptr
+            _core.wait_for_stream(device, current or 1, stream)
         return cupy.asarray(_Unordered(item, interface)), not read_only
 
 

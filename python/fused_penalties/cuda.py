@@ -32,13 +32,13 @@ class Availability:
 def is_available() -> Availability:
     """Whether arrays on a GPU can be read: true or false, and ``str()`` of it says why not.
 
-    That takes a build with CUDA (``build_info()["cuda"]``), a driver, a GPU of compute capability
+    That takes a build with CUDA (``build_info()["cuda"]``), a driver that is new enough, a GPU of compute capability
     7.5 or more, and CuPy, whose arrays the results are. Never raises.
     """
     if not hasattr(_core, "cuda_unavailable"):
         return Availability("this build of fused-penalties has no CUDA")
     if error := _core.cuda_unavailable():
-        return Availability(f"there is no GPU to run on ({error})")
+        return Availability(error)
     try:
         import cupy  # noqa: F401
     except ImportError as error:

@@ -396,6 +396,8 @@ class Plan:
             raise ValueError(
                 "grads: got a mapping for weights without names; wanted a sequence of arrays"
             )
+        if tuple(grads) == self.names:
+            return list(grads.values())
         by_name = {str(name): grad for name, grad in grads.items()}
         missing = [
             name

@@ -29,7 +29,12 @@ _on_stream = [ctypes.c_int, ctypes.c_void_p]
 _pointer, _size, _number, _truth = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool
 _callback = ctypes.CFUNCTYPE(None)
 for _name, _arguments, _result in (
+    ("get_device", [], _number),
+    ("set_device", [_number], None),
+    ("has_context", [_number], _truth),
+    ("forget_context", [_number], None),
     ("new_stream", [_number, _truth], _pointer),
+    ("destroy_stream", [_pointer], None),
     ("synchronize", _on_stream, _truth),
     ("synchronize_device", [_number], None),
     ("step", [*_on_stream, _number], None),
@@ -40,14 +45,18 @@ for _name, _arguments, _result in (
     ("sqrt", [*_on_stream, _pointer, _pointer], None),
     ("call", [*_on_stream, _callback], None),
     ("record", _on_stream, _number),
-    ("wait", [*_on_stream, _number], None),
+    ("wait", [*_on_stream, _number], _number),
+    ("error", [_number], ctypes.c_char_p),
     ("begin_capture", [*_on_stream, _number], None),
     ("may_allocate", [], _truth),
     ("end_capture", _on_stream, _number),
     ("launch_graph", [*_on_stream, _number], None),
-    ("fail", [ctypes.c_char_p, _number], None),
+    ("fail", [_number], None),
     ("has_failed", [], _truth),
     ("launches", [], _number),
+    ("driver", [_number], None),
+    ("under_lock", [], _number),
+    ("pinned", [], _size),
 ):
     _function = getattr(_lib, f"emulated_{_name}")
     _function.argtypes, _function.restype = _arguments, _result
@@ -58,7 +67,6 @@ _given_back: list[Any] = []
 
 class _Local(threading.local):
     def __init__(self) -> None:
-        self.device = 0
         self.streams: dict[int, Any] = {}
 
 
@@ -123,7 +131,7 @@ class MemoryPointer:
 class UnownedMemory:
     def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
         self.ptr, self.size, self.owner = ptr, size, owner
-        self.device_id = _local.device if device_id < 0 else device_id
+        self.device_id = _lib.emulated_get_device() if device_id < 0 else device_id
 
 
 class ndarray:
@@ -256,7 +264,7 @@ class ndarray:
             raise BufferError("dtype is not supported for dlpack export")
         if stream is not None and stream != (get_current_stream().ptr or 1):
             event = get_current_stream().record()
-            _lib.emulated_wait(self.data.device_id, 0 if stream == 1 else stream, event._number)
+            _wait(self.data.device_id, 0 if stream == 1 else stream, event)
         return capsules.capsule(self)
 
 
@@ -271,7 +279,7 @@ def asarray(value: Any, dtype: Any = None) -> ndarray:
         interface = value.__cuda_array_interface__
         if (stream := interface.get("stream")) is not None:
             assert stream != 0, "as the interface says"
-            _synchronize(_local.device, stream)
+            _synchronize(_lib.emulated_get_device(), stream)
         pointer = MemoryPointer(UnownedMemory(interface["data"][0], 0, value), 0)
         return ndarray(interface["shape"], interface["typestr"], pointer, interface.get("strides"))
     source = np.asarray(value, dtype)
@@ -306,16 +314,17 @@ def asnumpy(value: ndarray) -> Any:
 
 class Device:
     def __init__(self, device: int | None = None) -> None:
-        self.id = _local.device if device is None else int(device)
+        self.id = _lib.emulated_get_device() if device is None else int(device)
         self._before: list[int] = []
 
     def __enter__(self) -> Device:
-        self._before.append(_local.device)
-        _local.device = self.id
+        self._before.append(_lib.emulated_get_device())
+        if self.id != self._before[-1]:
+            _lib.emulated_set_device(self.id)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        _local.device = self._before.pop()
+        _lib.emulated_set_device(self._before.pop())
 
     def synchronize(self) -> None:
         _lib.emulated_synchronize_device(self.id)
@@ -328,6 +337,15 @@ def _synchronize(device: int, handle: int) -> None:
     _settled()
 
 
+def _check(error: int) -> None:
+    if error:
+        raise RuntimeError(f"{_lib.emulated_error(error).decode()}: an error of the emulation")
+
+
+def _wait(device: int, handle: int, event: Event) -> None:
+    _check(_lib.emulated_wait(device, handle, event._number))
+
+
 class _BaseStream:
     def __init__(self, ptr: int, device_id: int) -> None:
         self.ptr, self.device_id = ptr, device_id
@@ -335,10 +353,10 @@ class _BaseStream:
 
     @property
     def _device(self) -> int:
-        return _local.device if self.device_id < 0 else self.device_id
+        return _lib.emulated_get_device() if self.device_id < 0 else self.device_id
 
     def __enter__(self) -> Any:
-        device = _local.device
+        device = _lib.emulated_get_device()
         if self._device != device:
             raise RuntimeError("The device that the stream is created on does not match")
         self._before.append((device, get_current_stream()))
@@ -370,7 +388,7 @@ class _BaseStream:
         return event
 
     def wait_event(self, event: Event) -> None:
-        _lib.emulated_wait(self._device, self.ptr, event._number)
+        _wait(self._device, self.ptr, event)
 
     def begin_capture(self, mode: int | None = None) -> None:
         if self.ptr in (0, 1):
@@ -379,7 +397,10 @@ class _BaseStream:
         _lib.emulated_begin_capture(self._device, self.ptr, mode)
 
     def end_capture(self) -> _Graph:
-        return _Graph(_lib.emulated_end_capture(self._device, self.ptr))
+        graph = _lib.emulated_end_capture(self._device, self.ptr)
+        if graph < 0:
+            raise RuntimeError("cudaErrorStreamCaptureUnjoined: a stream's work was not waited for")
+        return _Graph(graph)
 
 
 class Stream(_BaseStream):
@@ -390,13 +411,15 @@ class Stream(_BaseStream):
         if null or ptds:
             super().__init__(0 if null else 2, -1)
         else:
-            device = _local.device
+            device = _lib.emulated_get_device()
             super().__init__(_lib.emulated_new_stream(device, not non_blocking), device)
+
+            weakref.finalize(self, _lib.emulated_destroy_stream, self.ptr).atexit = False
 
     @classmethod
     def from_external(cls, obj: Any) -> Stream:
         stream = cls.__new__(cls)
-        _BaseStream.__init__(stream, obj.__cuda_stream__()[1], _local.device)
+        _BaseStream.__init__(stream, obj.__cuda_stream__()[1], _lib.emulated_get_device())
         return stream
 
 
@@ -418,6 +441,7 @@ class Event:
     def record(self, stream: _BaseStream | None = None) -> None:
         stream = stream or get_current_stream()
         self._number = _lib.emulated_record(stream._device, stream.ptr)
+        _check(max(0, -self._number))
 
 
 class _Graph:
@@ -436,7 +460,7 @@ class _Graph:
 
 
 def get_current_stream(device_id: int = -1) -> _BaseStream:
-    return _local.streams.get(_local.device if device_id < 0 else device_id, Stream.null)
+    return _local.streams.get(_lib.emulated_get_device() if device_id < 0 else device_id, Stream.null)
 
 
 class runtime:
@@ -448,7 +472,7 @@ class runtime:
 
     @staticmethod
     def setDevice(device: int) -> None:
-        _local.device = device
+        _lib.emulated_set_device(device)
 
     @staticmethod
     def pointerGetAttributes(ptr: int) -> Any:

@@ -1,0 +1,262 @@
+#include "queue.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <mutex>
+
+#include "runtime.hpp"
+
+namespace fused_penalties {
+namespace cuda {
+namespace {
+
+constexpr const char* kFile = "csrc/cuda/queue.cpp";
+
+// Functions of the driver, whose library may not be linked, since it is only there where a GPU is. They return numbers
+// of the runtime's errors.
+struct Driver {
+    int (*retain)(void** context, int device);
+    int (*release)(int device);
+    int (*push)(void* context);
+    int (*pop)(void** context);
+
+    Driver() {
+        find(retain, "cuDevicePrimaryCtxRetain");
+        find(release, "cuDevicePrimaryCtxRelease");
+        find(push, "cuCtxPushCurrent");
+        find(pop, "cuCtxPopCurrent");
+    }
+
+private:
+    template <class Function>
+    static void find(Function& function, const char* name) {
+        void* found = nullptr;
+        cudaDriverEntryPointQueryResult result;
+        CHECK(cudaGetDriverEntryPointByVersion(name, &found, CUDART_VERSION, cudaEnableDefault, &result));
+        if (!found) CHECK(cudaErrorSymbolNotFound);
+        function = reinterpret_cast<Function>(found);
+    }
+};
+
+const Driver& driver() {
+    static const Driver driver;
+    return driver;
+}
+
+// A call that CUDA refuses, and that spoils what is captured, if any thread captures in the strict mode.
+class Relaxed {
+public:
+    Relaxed() : before_(exchange_capture_mode(kRelaxedCapture)) {}
+    ~Relaxed() {
+        auto before = static_cast<cudaStreamCaptureMode>(before_);
+        cudaThreadExchangeStreamCaptureMode(&before);
+    }
+    Relaxed(const Relaxed&) = delete;
+    Relaxed& operator=(const Relaxed&) = delete;
+
+private:
+    int before_;
+};
+
+cudaEvent_t new_event() {
+    cudaEvent_t event;
+    CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    return event;
+}
+
+bool passed(cudaEvent_t event) {
+    const Relaxed relaxed;
+    const cudaError_t error = cudaEventQuery(event);
+    if (error != cudaErrorNotReady) CHECK(error);
+    return error == cudaSuccess;
+}
+
+// Pinned memory that uploads are copied from: a copy from any other may wait for the stream. A piece is used again when
+// its last copy is done. None is given back, which would wait for the device: there are as many as uploads that were
+// under way at once.
+struct Piece {
+    int device;
+    size_t size;
+    void* memory;
+    cudaEvent_t copied;
+};
+
+struct Pieces {
+    std::mutex mutex;
+    std::deque<Piece> all;
+};
+
+Pieces& pieces() {
+    static Pieces& pieces = *new Pieces;  // never destroyed: CUDA may be gone before
+    return pieces;
+}
+
+Piece take_piece(int device, size_t bytes) {
+    constexpr int kLooks = 4;  // at pieces that could do; those of a stream that is far behind are not asked for all
+    {
+        Pieces& known = pieces();
+        const std::lock_guard<std::mutex> lock(known.mutex);
+        int looks = 0;
+        for (size_t k = known.all.size(); k > 0 && looks < kLooks; --k) {
+            const Piece each = known.all.front();
+            known.all.pop_front();
+            if (each.device == device && each.size >= bytes && ++looks && passed(each.copied)) return each;
+            known.all.push_back(each);
+        }
+    }
+    Piece made{device, 4096, nullptr, new_event()};
+    while (made.size < bytes) made.size *= 2;
+    const Relaxed relaxed;
+    CHECK(cudaMallocHost(&made.memory, made.size));
+    return made;
+}
+
+// The graph that calls on a stream are recorded for; 0 if there is none.
+unsigned long long capture_of(const Queue& queue) {
+    cudaStreamCaptureStatus status;
+    unsigned long long id = 0;
+    CHECK(cudaStreamGetCaptureInfo(stream_of(queue), &status, &id));
+    return status == cudaStreamCaptureStatusNone ? 0 : id;
+}
+
+// The default stream, which no graph records; while others do CUDA may refuse to answer for it.
+bool is_legacy(void* stream) { return stream == nullptr || stream == cudaStreamLegacy; }
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+}  // namespace
+
+std::string unavailable() {
+    int devices = 0, major = 0, minor = 0, newest = 0;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    for (int device = 0; device < devices && error == cudaSuccess; ++device) {
+        error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+        newest = std::max(newest, 10 * major + minor);
+    }
+    if (error == cudaSuccess && newest >= 75) return "";
+    cudaGetLastError();
+    if (error == cudaErrorInsufficientDriver) {
+        int driver = 0;
+        cudaDriverGetVersion(&driver);
+        return (driver ? "the GPU's driver is one for CUDA " + version(driver) : "there is no driver for a GPU") +
+               "; wanted one for CUDA " + version(CUDART_VERSION) + " (" + cudaGetErrorName(error) + ")";
+    }
+    return "there is no GPU to run on (" +
+           (error != cudaSuccess ? std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error)
+                                 : "its compute capability is " + std::to_string(newest / 10) + "." +
+                                       std::to_string(newest % 10) + "; wanted at least 7.5") +
+           ")";
+}
+
+// By the driver's stack of contexts: cudaSetDevice, to return to the device before, would make a context there, for
+// which a thread that never used that device would pay with hundreds of megabytes of its memory.
+OnDevice::OnDevice(int device) {
+    int before;
+    CHECK(cudaGetDevice(&before));
+    if (before == device) return;
+    void* context = nullptr;
+    CHECK(static_cast<cudaError_t>(driver().retain(&context, device)));
+    const auto error = static_cast<cudaError_t>(driver().push(context));
+    if (error != cudaSuccess) driver().release(device);
+    CHECK(error);
+    switched_to_ = device;
+}
+
+OnDevice::~OnDevice() {
+    if (switched_to_ < 0) return;
+    void* context = nullptr;
+    driver().pop(&context);
+    driver().release(switched_to_);
+}
+
+int exchange_capture_mode(int mode) {
+    static_assert(kRelaxedCapture == cudaStreamCaptureModeRelaxed, "CUDA's number");
+    auto exchanged = static_cast<cudaStreamCaptureMode>(mode);
+    CHECK(cudaThreadExchangeStreamCaptureMode(&exchanged));
+    return exchanged;
+}
+
+bool capturing(const Queue& queue) {
+    const OnDevice device(queue.device);
+    return capture_of(queue) != 0;
+}
+
+bool wait(const Queue& queue, void* stream) {
+    const OnDevice device(queue.device);
+    const unsigned long long ours = capture_of(queue);
+    const unsigned long long others = ours && is_legacy(stream) ? 0 : capture_of({queue.device, stream});
+    if (ours && !others) return false;
+    if (ours != others)
+        throw std::runtime_error(
+            "a stream that has to be waited for is captured into a graph, and that which has to wait is not captured "
+            "into the same; wanted both, or only the other, or none");
+    const cudaEvent_t event = new_event();
+    cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
+    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_of(queue), event);
+    cudaEventDestroy(event);
+    CHECK(error);
+    return true;
+}
+
+void upload(const Queue& queue, void* to, const void* from, size_t bytes) {
+    if (bytes == 0) return;
+    const OnDevice device(queue.device);
+    const Piece piece = take_piece(queue.device, bytes);
+    memcpy(piece.memory, from, bytes);
+    CHECK(cudaMemcpyAsync(to, piece.memory, bytes, cudaMemcpyHostToDevice, stream_of(queue)));
+    CHECK(cudaEventRecord(piece.copied, stream_of(queue)));
+    // After an error it is not used again, since it may be copied from later.
+    const std::lock_guard<std::mutex> lock(pieces().mutex);
+    pieces().all.push_back(piece);
+}
+
+void clear(const Queue& queue, void* to, size_t bytes) {
+    const OnDevice device(queue.device);
+    CHECK(cudaMemsetAsync(to, 0, bytes, stream_of(queue)));
+}
+
+unsigned long long id_of(const Queue& queue) {
+    const OnDevice device(queue.device);
+    unsigned long long id = 0;
+    CHECK(cudaStreamGetId(stream_of(queue), &id));
+    return id;
+}
+
+Turns::~Turns() {
+    if (event_) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+void Turns::wait(const Queue& queue) {
+    if (!event_) return;
+    const OnDevice device(queue.device);
+    if (last_ == id_of(queue)) return;
+    CHECK(cudaStreamWaitEvent(stream_of(queue), static_cast<cudaEvent_t>(event_)));
+}
+
+void Turns::done(const Queue& queue) {
+    const OnDevice device(queue.device);
+    const unsigned long long id = id_of(queue);
+    if (!event_) event_ = new_event();
+    last_ = kNone;
+    CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(queue)));
+    last_ = id;
+}
+
+void Turns::failed(const Queue& queue) noexcept {
+    try {
+        const OnDevice device(queue.device);
+        try {
+            done(queue);
+        } catch (const std::runtime_error&) {  // no event stands for what is under way, and only waiting is left
+            CHECK(cudaStreamSynchronize(stream_of(queue)));
+        }
+    } catch (const std::runtime_error&) {  // nothing works any more
+    }
+}
+
+bool Turns::passed() const { return !event_ || cuda::passed(static_cast<cudaEvent_t>(event_)); }
+
+}  // namespace cuda
+}  // namespace fused_penalties
