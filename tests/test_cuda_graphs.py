@@ -12,6 +12,7 @@ import pytest
 import fused_penalties as fp
 import gpu
 import values
+from capsules import Framework, OnlyInterface
 from fused_penalties import regularizers
 from gpu import Twins, assert_same, cupy
 from test_cuda_streams import CALLS, Case, some
@@ -348,3 +349,152 @@ def test_after_an_error_during_a_capture(name: str) -> None:
         if not failed:
             break
     assert 3 <= calls < 99
+
+
+# Streams that wait for each other, of which some are captured.
+
+DRAWN = "^a stream that has to be waited for is captured into a graph, of which this call would "
+
+
+class Apart:
+    """Weights of a library that works on `first`; gradients of CuPy, or of a library, on `second`.
+
+    `into` makes the gradients 1 on the stream that is CuPy's current one.
+    """
+
+    def __init__(self, grads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.first, self.second = gpu.streams(2)
+        w = values.make("normal", "float32", 9000)
+        twins = Twins([w, np.zeros_like(w), np.ones_like(w)])
+        cupy.cuda.Device().synchronize()
+        self.weights, self.memory, self.ones = twins.gpu
+        self.host = twins.host[:2]
+        self.on_cpu = fp.Plan(self.host[0], L1L2(0.1, 0.3))
+        if grads == "CuPy's stream":
+            monkeypatch.setattr(Framework, "stream", self.first)
+            self.plan = fp.Plan(Framework(self.weights), L1L2(0.1, 0.3))
+            self.grad = self.memory
+        else:
+            monkeypatch.setattr(Framework, "stream", self.second)
+            with self.first:
+                self.plan = fp.Plan(self.weights, L1L2(0.1, 0.3))
+            self.grad = Framework(self.memory)
+        self.current = self.second if grads == "CuPy's stream" else self.first
+
+    def calls(self) -> dict[str, Callable[[], Any]]:
+        return {
+            "add_grad": lambda: self.plan.add_grad([self.grad]),
+            "value_and_grad": lambda: self.plan.value_and_grad([self.grad]),
+            "clip_grad_norm": lambda: self.plan.clip_grad_norm([self.grad], 1.0),
+        }
+
+    def known(self) -> None:
+        with self.current:
+            self.plan.add_grad([self.grad], 0.0)
+            self.plan.clip_grad_norm([self.grad], float("inf"))
+        cupy.cuda.Device().synchronize()
+
+    def write(self) -> None:
+        """The gradients become 1, on `second`."""
+        cupy._lib.emulated_copy(
+            0, self.second.ptr, self.memory.data.ptr, self.ones.data.ptr, self.memory.nbytes
+        )
+
+    def check(self) -> None:
+        """What value_and_grad makes of gradients of 1."""
+        self.host[1][:] = 1.0
+        self.on_cpu.add_grad([self.host[1]])
+        cupy.cuda.Device().synchronize()
+        assert_same(self.memory, self.host[1])
+
+
+GRADS = ["CuPy's stream", "a library's stream"]
+
+
+@pytest.mark.parametrize("name", ["add_grad", "value_and_grad", "clip_grad_norm"])
+@pytest.mark.parametrize("grads", GRADS)
+def test_a_call_is_not_drawn_into_the_graph_of_another_stream(
+    grads: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Apart(grads, monkeypatch)
+    case.known()
+    with capture(case.second) as captured, case.current:
+        with pytest.raises(RuntimeError, match=DRAWN):
+            case.calls()[name]()
+        assert not case.plan._core._core.capturing(case.first.ptr)
+    captured.replay()
+    case.second.synchronize()
+    assert not case.memory.get().any()
+    with case.current:
+        case.calls()[name]()
+        case.on_cpu.clip_grad_norm([case.host[1]], 1.0)
+        if name != "clip_grad_norm":
+            case.on_cpu.add_grad([case.host[1]])
+    cupy.cuda.Device().synchronize()
+    assert_same(case.memory, case.host[1])
+
+
+@pytest.mark.parametrize("grads", GRADS)
+def test_a_call_is_not_drawn_from_one_graph_into_another(
+    grads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Apart(grads, monkeypatch)
+    case.known()
+    with capture(case.first), capture(case.second), case.current:
+        for call in case.calls().values():
+            with pytest.raises(RuntimeError, match=DRAWN):
+                call()
+
+
+@pytest.mark.parametrize("grads", GRADS)
+def test_a_graph_waits_for_nothing_outside_of_it(
+    grads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the stream of the weights is captured: the gradients are what they are at the replay."""
+    case = Apart(grads, monkeypatch)
+    case.known()
+    with capture(case.first) as captured, case.current:
+        case.plan.add_grad([case.grad])
+    with case.second:
+        case.memory.set(case.ones.get())
+        case.second.synchronize()
+    captured.replay()
+    case.check()
+
+
+@gpu.emulation
+@pytest.mark.parametrize("grads", GRADS)
+def test_streams_of_one_capture_wait_for_each_other(
+    grads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the graph: the gradients are written on one stream, changed on another, read on the first."""
+    case = Apart(grads, monkeypatch)
+    case.known()
+    seen = gpu.on_gpu(np.zeros(9000, np.float32))
+    cupy.cuda.Device().synchronize()
+    with capture(case.first) as captured:
+        case.second.wait_event(case.first.record())
+        case.write()
+        with case.current:
+            case.plan.add_grad([case.grad])
+        if grads == "CuPy's stream":  # which nobody promised to let wait
+            case.second.wait_event(case.first.record())
+        cupy._lib.emulated_copy(
+            0, case.second.ptr, seen.data.ptr, case.memory.data.ptr, seen.nbytes
+        )
+        case.first.wait_event(case.second.record())
+    for _ in range(2):
+        captured.replay()
+        case.check()
+        assert_same(seen, case.host[1])
+
+
+def test_the_stream_of_an_interface_is_captured() -> None:
+    first, second = gpu.streams(2)
+    there = gpu.on_gpu(np.ones(9000, np.float32))
+    cupy.cuda.Device().synchronize()
+    with capture(second) as captured, first, pytest.raises(RuntimeError, match=DRAWN):
+        fp.sums([OnlyInterface(there, second.ptr)])
+    captured.replay()
+    with first:
+        assert_same(fp.sums([OnlyInterface(there, second.ptr)]).total_abs, 9000.0)

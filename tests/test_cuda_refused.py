@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,60 @@ def test_the_other_gpu(current: int) -> None:
         twins.check()
         with stream:
             assert_same(plan.value(), on_cpu.value())
+
+
+@gpu.emulation
+def test_no_context_is_made_on_the_device_that_is_current() -> None:
+    """By a thread that never used any: its current device is the first one, and stays that."""
+    x = values.make("normal", "float32", 9000)
+    with cupy.cuda.Device(1):
+        (stream,) = gpu.streams(1)
+        twins = Twins([x, np.zeros_like(x)])
+        cupy.cuda.Device().synchronize()
+    found: list[Any] = []
+
+    def work() -> None:
+        plan = fp.Plan([twins.gpu[0]], L1L2(0.1, 0.3))
+        found.append(plan.value_and_grad([Producer(twins.gpu[1])]))
+        found.append(fp.sums([OnlyInterface(twins.gpu[0], stream.ptr)]).total_abs)
+        found.append(fp.penalty([twins.gpu[0]], [many]))
+        del plan
+        assert cupy.cuda.runtime.getDevice() == 0
+
+    cupy._lib.emulated_forget_context(0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not cupy._lib.emulated_has_context(0)
+    plan = fp.Plan([x], L1L2(0.1, 0.3))
+    with cupy.cuda.Device(1):
+        assert_same(found[0], plan.value_and_grad(twins.host[1:]))
+        assert_same(found[1], fp.sums([x]).total_abs)
+        assert_same(found[2], np.float32(9000))
+        twins.check()
+
+
+def many(w: Any) -> float:
+    """A regularizer that is no sum of L1 and L2."""
+    return float(w.shape[0])
+
+
+@gpu.emulation
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (12020, "the GPU's driver is one for CUDA 12.2; wanted one for CUDA 13.0"),
+        (0, "there is no driver for a GPU; wanted one for CUDA 13.0"),
+    ],
+)
+def test_a_driver_that_is_too_old(driver: int, reason: str) -> None:
+    cupy._lib.emulated_driver(driver)
+    try:
+        available = fp.cuda.is_available.__wrapped__()
+    finally:
+        cupy._lib.emulated_driver(13000)
+    assert not available
+    assert str(available) == f"{reason} (cudaErrorInsufficientDriver)"
 
 
 def test_gradients_on_the_cpu() -> None:

@@ -17,7 +17,8 @@ import fused_penalties as fp
 import gpu
 import oracle
 import values
-from fused_penalties import regularizers
+from capsules import Framework, OnlyInterface
+from fused_penalties import _device, regularizers
 from gpu import Twins, assert_same, assert_same_sums, cupy
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
@@ -115,6 +116,87 @@ def test_nothing_is_waited_for(name: str) -> None:
             assert_same(result, wanted)
         assert_same(case.plan.value(), case.on_cpu.value())
         case.twins.check()
+
+
+def test_nothing_is_waited_for_with_thousands_of_buffers() -> None:
+    """What is uploaded is more than CUDA takes from any memory without waiting."""
+    n = 5000
+    w = np.ones(n, np.float32)
+    weights, old, new = (gpu.on_gpu(w) for _ in range(3))
+    lists = [[x[k : k + 1] for k in range(n)] for x in (weights, old, new)]
+    (stream,) = gpu.streams(1)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        plan = fp.Plan(lists[0], L1(1.0))
+        plan.add_grad(lists[1], 0.0)
+        plan.value().get()
+        with blocked(stream):
+            plan.set_regularizer(L1(2.0))
+        with blocked(stream):
+            plan.add_grad(lists[2])
+        with blocked(stream):
+            other = fp.Plan(lists[0], L1(3.0))
+        assert_same(plan.value(), np.float32(2 * n))
+        assert_same(other.value(), np.float32(3 * n))
+        assert_same(new, 3 * w)
+
+
+@gpu.emulation
+def test_memory_for_uploads_is_used_again() -> None:
+    """When the upload before is done, and not earlier."""
+    case = Case()
+    first, second = gpu.streams(2)
+    with first:
+        case.plan.set_regularizer(L1(0.1))  # waits until the end
+        with second:
+            other = fp.Plan(case.twins.gpu[: case.n], L1(0.1))
+            second.synchronize()
+            before = cupy._lib.emulated_pinned()
+            for k in range(50):
+                other.set_regularizer(L1(0.1 * k))
+                second.synchronize()
+            assert cupy._lib.emulated_pinned() == before
+            found = []
+            for k in range(50):
+                other.set_regularizer(L1(0.1 * k))
+                found.append(other.value())
+            for k, value in enumerate(found):
+                assert_same(value, fp.penalty(case.twins.host[: case.n], L1(0.1 * k)))
+        assert_same(case.plan.value(), fp.penalty(case.twins.host[: case.n], L1(0.1)))
+
+
+@gpu.emulation
+@pytest.mark.parametrize("name", [*CALLS, "made and gone", "sums", "captured", "an error"])
+def test_no_call_of_cuda_is_made_with_pythons_lock(name: str) -> None:
+    """Any may wait for what runs on a stream, which may want that lock."""
+    case = Case()
+    first, second = gpu.streams(2)
+    monkeypatch = pytest.MonkeyPatch()
+    before = cupy._lib.emulated_under_lock()
+    with monkeypatch.context() as patch, first:
+        if name == "made and gone":
+            patch.setattr(Framework, "stream", second)
+            plan = fp.Plan([Framework(case.twins.gpu[2])], L1(0.1))
+            plan.value_and_grad([cupy.zeros_like(case.twins.gpu[2])])
+            del plan
+            fp.cuda.is_available.__wrapped__()
+        elif name == "sums":
+            fp.sums(case.twins.gpu)
+            fp.sums([OnlyInterface(case.twins.gpu[2], second.ptr)])
+            with cupy.cuda.Device(1):
+                fp.partial_sums(case.twins.gpu)
+        elif name == "captured":
+            first.begin_capture()
+            case.plan.value()
+            first.end_capture()
+        elif name == "an error":
+            fail(5)
+            with pytest.raises(RuntimeError):
+                case.plan.value()
+        else:
+            case.call(name)
+    gc.collect()
+    assert cupy._lib.emulated_under_lock() == before
 
 
 @pytest.mark.parametrize(
@@ -330,6 +412,31 @@ def test_gradients_that_the_plan_forgot_before_their_work_was_done(forgets: int)
     assert_same(norm, norms[0])
 
 
+def test_a_plan_whose_stream_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that its memory was taken on, before the plan and before its work was done."""
+    (second,) = gpu.streams(1)
+    weights = Twins(arrays())
+    n = len(weights.gpu)
+    wanted = fp.Plan(weights.host, some(n)).value()
+    cupy.cuda.Device().synchronize()
+    for reused in (False, True):
+        streams = gpu.streams(1)
+        monkeypatch.setattr(Framework, "stream", streams[0])
+        plan = fp.Plan([Framework(x) for x in weights.gpu], some(n))
+        monkeypatch.setattr(Framework, "stream", second)
+        with second:
+            result = plan.value()
+            gpu.step(second, 2)
+        streams.clear()  # and destroyed
+        streams = gpu.streams(1) if reused else []
+        del plan
+        cupy.cuda.Device().synchronize()
+        with second:
+            assert_same(result, wanted)
+            assert_same(fp.Plan(weights.gpu, some(n)).value(), wanted)
+        assert not _device._left
+
+
 def test_weights_that_are_gone_before_they_were_read() -> None:
     w = values.make("normal", "float32", 30_001)
     for stream in (cupy.cuda.Stream.null, *gpu.streams(1)):
@@ -410,6 +517,31 @@ def test_after_an_error_everything_is_right_on_another_stream(name: str, steps: 
             result = case.call("value")
             gpu.step(second, steps)
             first.synchronize()
+            assert_same(result, case.expected("value"))
+            assert_same(case.call("abs"), case.expected("abs"))
+    assert 3 <= calls < 99
+
+
+@gpu.emulation
+@pytest.mark.parametrize("reused", [False, True])
+@pytest.mark.parametrize("name", READS)
+def test_after_an_error_the_stream_is_gone(name: str, reused: bool) -> None:
+    """What was launched before the error is under way; the handle may be another stream's by now."""
+    for calls in range(100):
+        case = Case()
+        (second,) = gpu.streams(1)
+        streams = gpu.streams(1)
+        fail(calls)
+        with streams[0]:
+            if not assert_fails(lambda: case.call(name)):  # noqa: B023
+                break
+        streams.clear()
+        streams = gpu.streams(1) if reused else []
+        with second:
+            result = case.call("value")
+            gpu.step(second, 2)
+        cupy.cuda.Device().synchronize()
+        with second:
             assert_same(result, case.expected("value"))
             assert_same(case.call("abs"), case.expected("abs"))
     assert 3 <= calls < 99

@@ -41,6 +41,13 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
     return api->version.major == 1 && api->tensor_from_object ? api : nullptr;
 }
 
+// CuPy's array, which the module keeps alive; null if CuPy has not been imported.
+PyObject* cupy_type() {
+    const py::object cupy = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("cupy").ptr()));
+    const py::object type = cupy ? py::getattr(cupy, "ndarray", py::none()) : py::none();
+    return type.is_none() ? nullptr : type.ptr();
+}
+
 bool on_host(const dlpack::Device& device) {
     return device.type == dlpack::kCpu || device.type == dlpack::kCudaHost || device.type == dlpack::kRocmHost;
 }
@@ -75,6 +82,25 @@ bool Library::current_stream(void** stream) const {
     if (!api || !api->current_stream) return false;
     if (api->current_stream(device.type, device.id, stream) == 0) return true;
     throw py::error_already_set();
+}
+
+Seen::Seen(const py::list& items) {
+    const PyObject* cupy = cupy_type();
+    all_.reserve(items.size());
+    for (const py::handle item : items) {
+        One one{{}, nullptr, Py_TYPE(item.ptr()), 0};
+        if (reinterpret_cast<const PyObject*>(one.type) == cupy) {
+            one.array = py::weakref(item);
+        } else if (!item.is_none()) {
+            const bool again = !all_.empty() && all_.back().type == one.type;
+            one.api = again ? all_.back().api : exchange_api(one.type);
+            if (!one.api) return;
+        }
+        if (!look(one, item, facts_)) return;
+        one.end = facts_.size();
+        all_.push_back(std::move(one));
+    }
+    complete_ = true;
 }
 
 bool Seen::look(const One& one, py::handle item, std::vector<int64_t>& facts) const {
@@ -161,25 +187,6 @@ void Items::check_beside(const Items& others) const {
     if (where_.type != others.where_.type || where_.id != others.where_.id)
         throw py::value_error(label(first_) + ": is on " + name_of(where_) + " but " + others.label(others.first_) +
                               " is on " + name_of(others.where_) + "; wanted both on one device");
-}
-
-Seen Items::seen() {
-    Seen seen;
-    size_t tensor = 0;
-    for (size_t i = 0; i < items_.size(); ++i) {
-        Seen::One one{{}, nullptr, Py_TYPE(item(i).ptr()), 0};
-        if (tensor < found_.size() && found_[tensor].i == i) {
-            one.api = found_[tensor++].api;
-        } else if (!item(i).is_none()) {
-            if (is_cupy(item(i))) one.array = py::weakref(item(i));
-            else return seen;
-        }
-        if (!seen.look(one, item(i), seen.facts_)) return seen;
-        one.end = seen.facts_.size();
-        seen.all_.push_back(std::move(one));
-    }
-    seen.complete_ = true;
-    return seen;
 }
 
 void Items::visit_item(size_t i, const Visit& visit) {
@@ -313,13 +320,7 @@ void Items::check_aligned(size_t i, const View& view) const {
 }
 
 bool Items::is_cupy(py::handle object) {
-    if (!cupy_type_) {
-        const py::object cupy = py::reinterpret_steal<py::object>(PyImport_GetModule(py::str("cupy").ptr()));
-        if (!cupy) return false;
-        const py::object type = py::getattr(cupy, "ndarray", py::none());
-        if (type.is_none()) return false;
-        cupy_type_ = type.ptr();  // the module keeps it alive
-    }
+    if (!cupy_type_) cupy_type_ = cupy_type();
     return reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())) == cupy_type_;
 }
 

@@ -44,18 +44,19 @@ struct Library {
 // made and destroyed with the GIL held.
 class Seen {
 public:
+    Seen() = default;
+    explicit Seen(const py::list& items);
+
     // True if every item of the list is the same as before, and where it was: the same CuPy array with the same address,
     // which is all that can change under it; a tensor with the same memory, shape and strides. None is None; where it
     // is `needed`, if that is given, that is no good.
     bool again(const py::list& items, const std::vector<bool>* needed) const;
 
 private:
-    friend class Items;
-
     struct One {
         py::object array;                // a weak reference to a CuPy array,
         const dlpack::ExchangeApi* api;  // or the table of a tensor's type, or neither
-        const PyTypeObject* type;
+        PyTypeObject* type;
         size_t end;  // of its facts
     };
     // Appends what tells one array from another. False if that cannot be found out.
@@ -63,7 +64,7 @@ private:
 
     std::vector<One> all_;
     std::vector<int64_t> facts_;
-    bool complete_ = false;  // else there were other kinds of arrays too
+    bool complete_ = false;  // else there are other kinds of arrays too
 };
 
 // The items of a list of arrays, kept alive so that the GIL may be released. It must be made and destroyed with
@@ -83,8 +84,6 @@ public:
 
     // The library of the first tensor.
     Library library() const { return {found_.empty() ? nullptr : found_[0].api, where_}; }
-
-    Seen seen();
 
     // Throws ValueError if these are on another device than those.
     void check_beside(const Items& others) const;

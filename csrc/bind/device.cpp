@@ -42,7 +42,7 @@ struct GradTable {
     HostTable table;
     Library library;
     bool with_weights;
-    Seen seen;
+    Seen seen;  // nothing, until they are worth to be known again
 };
 
 // What Python holds of the device: its current one in a `with` block.
@@ -163,7 +163,7 @@ public:
             targets[bound.buffers[k]] = bound.grads[k];
         }
         HostTable table(weights.data(), targets.data(), weights.size(), weights_.shared(bound.reaches));
-        return {std::move(table), bound.items->library(), true, bound.items->seen()};
+        return {std::move(table), bound.items->library(), true, {}};
     }
 
     void add_grad(Address stream, const GradTable& grads, Address uploaded, double upstream) {
@@ -187,7 +187,7 @@ public:
         weights_.items().check_unmoved();
         BoundGrads bound = weights_.bind_grads(grads);
         HostTable table(bound.grads.data(), nullptr, bound.grads.size(), weights_.shared(bound.reaches));
-        return {std::move(table), bound.items->library(), false, bound.items->seen()};
+        return {std::move(table), bound.items->library(), false, {}};
     }
 
     // Whether looking these up would find the same table.
@@ -344,6 +344,7 @@ void define_device_plan(py::module_& m) {
     py::class_<GradTable>(m, "GradTable")
         .def_property_readonly("bytes", [](const GradTable& grads) { return grads.table.bytes().size(); })
         .def_property_readonly("workspace_bytes", [](const GradTable& grads) { return workspace_bytes(grads.table); })
+        .def("see", [](GradTable& grads, const py::list& list) { grads.seen = Seen(list); }, arg("grads"))
         .def(
             "same",
             [](const GradTable& x, const GradTable& y) { return &x == &y || x.table.bytes() == y.table.bytes(); },

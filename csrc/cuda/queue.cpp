@@ -190,8 +190,8 @@ bool wait(const Queue& queue, void* stream) {
     if (ours && !others) return false;
     if (ours != others)
         throw std::runtime_error(
-            "a stream that has to be waited for is captured into a graph, and that which has to wait is not captured "
-            "into the same; wanted both, or only the other, or none");
+            "a stream that has to be waited for is captured into a graph, of which this call would become a part: the "
+            "stream of this call is not captured, or into another one; wanted the same capture for both, or none");
     const cudaEvent_t event = new_event();
     cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
     if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_of(queue), event);

@@ -145,15 +145,15 @@ class DevicePlan:
             return self._cupy.asarray(value)
 
     def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
-        found = self._known(grads, 1) or self._core.gradient_table(grads)
+        found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
-            (table,) = self._uploaded(found, stream, workspaces=False)
+            (table,) = self._uploaded(found, grads, stream, workspaces=False)
             self._core.add_grad(stream, found, table, upstream)
 
     def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
-        found = self._known(grads, 1) or self._core.gradient_table(grads)
+        found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
-            (table,) = self._uploaded(found, stream, workspaces=False)
+            (table,) = self._uploaded(found, grads, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
             self._core.value_and_grad(stream, found, table, upstream, value.data.ptr, self._wide)
         return value
@@ -167,9 +167,9 @@ class DevicePlan:
             self._core.decay(stream, rate)
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
-        found = self._known(grads, 3) or self._core.norm_table(grads)
+        found = self._find(grads, workspaces=True)
         with self.stream(after_cupy=True) as stream:
-            addresses = self._uploaded(found, stream, workspaces=True)
+            addresses = self._uploaded(found, grads, stream, workspaces=True)
             norm = self._cupy.empty(2, np.float64)
             self._core.clip(stream, found, *addresses, max_norm, norm.data.ptr)
         return norm[0]
@@ -183,14 +183,16 @@ class DevicePlan:
         if self._core.capturing(stream):
             raise RuntimeError(f"{what} while the stream is captured into a graph")
 
-    def _known(self, grads: list[Any], parts: int) -> Any:
-        """The table of these gradients if they came before, at the same addresses."""
+    def _find(self, grads: list[Any], workspaces: bool) -> Any:
+        """The table of these gradients; with workspaces, that of all for their norm."""
         for known in reversed(self._remembered):
-            if len(known.memory) == parts and self._core.again(known.grads, grads):
+            if (len(known.memory) > 1) == workspaces and self._core.again(known.grads, grads):
                 return known.grads
-        return None
+        return (self._core.norm_table if workspaces else self._core.gradient_table)(grads)
 
-    def _uploaded(self, grads: Any, stream: int, workspaces: bool) -> list[int]:
+    def _uploaded(
+        self, grads: Any, arrays: list[Any], stream: int, workspaces: bool
+    ) -> list[int]:
         """Where the table, and its workspaces, are: already, if the same gradients come again.
 
         The memory is another one for each stream, since it goes back to the pool in the order of
@@ -214,6 +216,7 @@ class DevicePlan:
         sizes = [grads.bytes, grads.workspace_bytes, grads.workspace_bytes][:parts]
         found = _Uploaded(grads, stream, tuple(map(self._bytes, sizes)))
         self._core.upload(stream, grads, found.memory[0].data.ptr)
+        grads.see(arrays)
         self._remembered = [*self._remembered[1 - _MOST_REMEMBERED :], found]
         return found.addresses()
 

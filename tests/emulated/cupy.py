@@ -471,6 +471,10 @@ class runtime:
         return 2
 
     @staticmethod
+    def getDevice() -> int:
+        return int(_lib.emulated_get_device())
+
+    @staticmethod
     def setDevice(device: int) -> None:
         _lib.emulated_set_device(device)
 
