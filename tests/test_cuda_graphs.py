@@ -467,7 +467,7 @@ def test_a_graph_waits_for_nothing_outside_of_it(
 def test_streams_of_one_capture_wait_for_each_other(
     grads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the graph: the gradients are written on one stream, changed on another, read on the first."""
+    """In the graph: gradients are written on one, changed on another, read on the first."""
     case = Apart(grads, monkeypatch)
     case.known()
     seen = gpu.on_gpu(np.zeros(9000, np.float32))

@@ -97,6 +97,16 @@ def test_one_of_them_is_another(at: int) -> None:
     case.expect(host)
 
 
+def test_another_array_with_the_same_address() -> None:
+    case = Case()
+    case.looks(case.grads)
+    case.expect(case.twins.host[N : 2 * N])
+    grads, host = [*case.grads], case.twins.host[N : 2 * N]
+    grads[6], host[6] = grads[6].T, host[6].T  # 7 x 7
+    assert case.looks(grads) == 2
+    case.expect(host)
+
+
 @gpu.emulation
 @pytest.mark.parametrize("kind", ["CuPy", "tensors"])
 def test_memory_that_moved_under_the_same_object(kind: str) -> None:

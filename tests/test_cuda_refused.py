@@ -122,9 +122,11 @@ def test_no_context_is_made_on_the_device_that_is_current() -> None:
     def work() -> None:
         plan = fp.Plan([twins.gpu[0]], L1L2(0.1, 0.3))
         found.append(plan.value_and_grad([Producer(twins.gpu[1])]))
+        with fp._core.OnDevice(1), stream:
+            plan.value()
+        del plan  # whose memory goes back later, by what follows
         found.append(fp.sums([OnlyInterface(twins.gpu[0], stream.ptr)]).total_abs)
         found.append(fp.penalty([twins.gpu[0]], [many]))
-        del plan
         assert cupy.cuda.runtime.getDevice() == 0
 
     cupy._lib.emulated_forget_context(0)

@@ -414,16 +414,16 @@ def test_gradients_that_the_plan_forgot_before_their_work_was_done(forgets: int)
 
 def test_a_plan_whose_stream_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that its memory was taken on, before the plan and before its work was done."""
-    (second,) = gpu.streams(1)
     weights = Twins(arrays())
     n = len(weights.gpu)
     wanted = fp.Plan(weights.host, some(n)).value()
     cupy.cuda.Device().synchronize()
+    monkeypatch.setattr(Framework, "stream", None)  # is undone, and knows no other
     for reused in (False, True):
-        streams = gpu.streams(1)
-        monkeypatch.setattr(Framework, "stream", streams[0])
+        *streams, second = gpu.streams(2)
+        Framework.stream = streams[0]
         plan = fp.Plan([Framework(x) for x in weights.gpu], some(n))
-        monkeypatch.setattr(Framework, "stream", second)
+        Framework.stream = second
         with second:
             result = plan.value()
             gpu.step(second, 2)
@@ -526,7 +526,7 @@ def test_after_an_error_everything_is_right_on_another_stream(name: str, steps: 
 @pytest.mark.parametrize("reused", [False, True])
 @pytest.mark.parametrize("name", READS)
 def test_after_an_error_the_stream_is_gone(name: str, reused: bool) -> None:
-    """What was launched before the error is under way; the handle may be another stream's by now."""
+    """What was launched before is under way; the handle may be another stream's by now."""
     for calls in range(100):
         case = Case()
         (second,) = gpu.streams(1)

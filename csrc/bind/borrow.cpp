@@ -133,7 +133,8 @@ bool Seen::again(const py::list& items, const std::vector<bool>* needed) const {
         const py::handle item = PyList_GET_ITEM(items.ptr(), Py_ssize_t(i));
         if (Py_TYPE(item.ptr()) != one.type || (item.is_none() && needed && (*needed)[i])) return false;
         // While it lives no other array has its address.
-        if (one.array && !py::reinterpret_steal<py::object>(PyObject_CallNoArgs(one.array.ptr())).is(item)) return false;
+        if (one.array && !py::reinterpret_steal<py::object>(PyObject_CallNoArgs(one.array.ptr())).is(item))
+            return false;
         facts.clear();
         if (!look(one, item, facts)) return false;
         if (!std::equal(facts.begin(), facts.end(), facts_.begin() + from, facts_.begin() + one.end)) return false;

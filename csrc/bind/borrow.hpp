@@ -47,9 +47,10 @@ public:
     Seen() = default;
     explicit Seen(const py::list& items);
 
-    // True if every item of the list is the same as before, and where it was: the same CuPy array with the same address,
-    // which is all that can change under it; a tensor with the same memory, shape and strides. None is None; where it
-    // is `needed`, if that is given, that is no good.
+    bool complete() const { return complete_; }
+    // True if every item of the list is the same as before, and where it was: the same CuPy array with the same
+    // address, which is all that can change under it; a tensor with the same memory, shape and strides. None is None;
+    // where it is `needed`, if that is given, that is no good.
     bool again(const py::list& items, const std::vector<bool>* needed) const;
 
 private:

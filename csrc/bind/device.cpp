@@ -333,7 +333,8 @@ void define_device_plan(py::module_& m) {
 
     py::class_<CurrentDevice>(m, "OnDevice")
         .def(py::init<int>(), arg("device"))
-        .def("__enter__", [](CurrentDevice& current) { current.on.emplace(current.device); }, Unlocked())
+        .def(
+            "__enter__", [](CurrentDevice& current) { current.on.emplace(current.device); }, Unlocked())
         .def("__exit__", [](CurrentDevice& current, const py::args&) {
             const py::gil_scoped_release release;
             current.on.reset();
@@ -344,7 +345,12 @@ void define_device_plan(py::module_& m) {
     py::class_<GradTable>(m, "GradTable")
         .def_property_readonly("bytes", [](const GradTable& grads) { return grads.table.bytes().size(); })
         .def_property_readonly("workspace_bytes", [](const GradTable& grads) { return workspace_bytes(grads.table); })
-        .def("see", [](GradTable& grads, const py::list& list) { grads.seen = Seen(list); }, arg("grads"))
+        .def(
+            "see",
+            [](GradTable& grads, const py::list& list) {
+                if (!grads.seen.complete()) grads.seen = Seen(list);  // else another thread may be reading it
+            },
+            arg("grads"))
         .def(
             "same",
             [](const GradTable& x, const GradTable& y) { return &x == &y || x.table.bytes() == y.table.bytes(); },

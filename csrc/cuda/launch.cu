@@ -1,8 +1,7 @@
-#include "launch.hpp"
-
 #include <algorithm>
 #include <atomic>
 
+#include "launch.hpp"
 #include "program.hpp"
 #include "runtime.hpp"
 

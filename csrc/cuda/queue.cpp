@@ -141,7 +141,7 @@ std::string unavailable() {
         int driver = 0;
         cudaDriverGetVersion(&driver);
         return (driver ? "the GPU's driver is one for CUDA " + version(driver) : "there is no driver for a GPU") +
-               "; wanted one for CUDA " + version(CUDART_VERSION) + " (" + cudaGetErrorName(error) + ")";
+               "; wanted one for CUDA " + version(CUDART_VERSION / 1000 * 1000) + " (" + cudaGetErrorName(error) + ")";
     }
     return "there is no GPU to run on (" +
            (error != cudaSuccess ? std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error)
@@ -225,7 +225,12 @@ unsigned long long id_of(const Queue& queue) {
 }
 
 Turns::~Turns() {
-    if (event_) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+    if (!event_) return;
+    try {
+        const OnDevice device(device_);
+        cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+    } catch (const std::runtime_error&) {  // nothing works any more
+    }
 }
 
 void Turns::wait(const Queue& queue) {
@@ -239,7 +244,7 @@ void Turns::done(const Queue& queue) {
     const OnDevice device(queue.device);
     const unsigned long long id = id_of(queue);
     if (!event_) event_ = new_event();
-    last_ = kNone;
+    device_ = queue.device;
     CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(queue)));
     last_ = id;
 }
@@ -256,7 +261,11 @@ void Turns::failed(const Queue& queue) noexcept {
     }
 }
 
-bool Turns::passed() const { return !event_ || cuda::passed(static_cast<cudaEvent_t>(event_)); }
+bool Turns::passed() const {
+    if (!event_) return true;
+    const OnDevice device(device_);
+    return cuda::passed(static_cast<cudaEvent_t>(event_));
+}
 
 }  // namespace cuda
 }  // namespace fused_penalties

@@ -66,8 +66,8 @@ public:
 
 private:
     void* event_ = nullptr;
-    unsigned long long last_ = kNone;  // the stream's id: its handle may be another stream's by now
-    static constexpr unsigned long long kNone = ~0ull;
+    int device_ = 0;
+    unsigned long long last_ = 0;  // the stream's id: its handle may be another stream's by now
 };
 
 // What names a stream for as long as the process runs, which its handle does not.

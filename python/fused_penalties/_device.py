@@ -190,9 +190,7 @@ class DevicePlan:
                 return known.grads
         return (self._core.norm_table if workspaces else self._core.gradient_table)(grads)
 
-    def _uploaded(
-        self, grads: Any, arrays: list[Any], stream: int, workspaces: bool
-    ) -> list[int]:
+    def _uploaded(self, grads: Any, arrays: list[Any], stream: int, workspaces: bool) -> list[int]:
         """Where the table, and its workspaces, are: already, if the same gradients come again.
 
         The memory is another one for each stream, since it goes back to the pool in the order of

@@ -32,8 +32,8 @@ class Availability:
 def is_available() -> Availability:
     """Whether arrays on a GPU can be read: true or false, and ``str()`` of it says why not.
 
-    That takes a build with CUDA (``build_info()["cuda"]``), a driver that is new enough, a GPU of compute capability
-    7.5 or more, and CuPy, whose arrays the results are. Never raises.
+    That takes a build with CUDA (``build_info()["cuda"]``), a driver that is new enough for it, a
+    GPU of compute capability 7.5 or more, and CuPy, whose arrays the results are. Never raises.
     """
     if not hasattr(_core, "cuda_unavailable"):
         return Availability("this build of fused-penalties has no CUDA")

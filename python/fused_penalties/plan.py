@@ -73,8 +73,9 @@ class Plan:
             weights without names, buffers on several devices, `threads` below 1.
         RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
             says why); an error of CUDA; a plan made, strengths set or grads used for the first
-            time while the stream is captured; by later calls, a tensor whose storage has moved
-            (``share_memory_()``, ``resize_()``).
+            time while the stream is captured; a call that has to wait for a stream, the current one
+            of the grads' library or of CuPy, that is captured into another graph than the call; by
+            later calls, a tensor whose storage has moved (``share_memory_()``, ``resize_()``).
     """
 
     __slots__ = (

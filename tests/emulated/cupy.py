@@ -460,7 +460,9 @@ class _Graph:
 
 
 def get_current_stream(device_id: int = -1) -> _BaseStream:
-    return _local.streams.get(_lib.emulated_get_device() if device_id < 0 else device_id, Stream.null)
+    return _local.streams.get(
+        _lib.emulated_get_device() if device_id < 0 else device_id, Stream.null
+    )
 
 
 class runtime:

@@ -1,4 +1,5 @@
-// CUDA's runtime and launch.hpp without a GPU: the kernels' own source, run by the host on the host's memory, for tests.
+// CUDA's runtime and launch.hpp without a GPU: the kernels' own source, run by the host on the host's memory, for
+// tests.
 //
 // Streams behave as a GPU's do where that can go wrong: what is put on one runs when somebody waits for it, not
 // before, and not with what is on another stream unless an event says so; the same goes for the branches of a graph.
@@ -100,6 +101,7 @@ int current_device() { return pushed.empty() ? device_set : pushed.back(); }
 
 // Both are called by whatever asks CUDA for something, with the lock: the first where an error would go unnoticed.
 void notice() {
+    contexts.insert(current_device());
     if (PyGILState_Check()) ++under_lock;
 }
 
@@ -139,9 +141,8 @@ void each_stream(const Visit& visit) {
 // Whether a call that may not be made while somebody captures spoils what is captured.
 bool spoils() {
     bool strict = false;
-    each_stream([&](const Stream& other) {
-        strict = strict || (other.captured && other.captured->mode < kRelaxedCapture);
-    });
+    each_stream(
+        [&](const Stream& other) { strict = strict || (other.captured && other.captured->mode < kRelaxedCapture); });
     return strict && capture_mode < kRelaxedCapture;
 }
 
@@ -524,8 +525,6 @@ cudaError_t on_stream(cudaStream_t handle, const Run& run) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    const Lock lock(mutex);
-    if (const cudaError_t error = attempt()) return error;
     if (driver_version < CUDART_VERSION) return cudaErrorInsufficientDriver;
     *count = kDevices;
     return cudaSuccess;
@@ -554,7 +553,7 @@ static int retain(void** context, int device) {
     const Lock lock(mutex);
     contexts.insert(device);
     *context = &numbers[device];
-    return attempt();
+    return 0;
 }
 
 static int release(int) { return 0; }
