@@ -117,6 +117,7 @@ unsigned long long capture_of(const Queue& queue) {
     cudaStreamCaptureStatus status;
     unsigned long long id = 0;
     CHECK(cudaStreamGetCaptureInfo(stream_of(queue), &status, &id));
+    if (status == cudaStreamCaptureStatusInvalidated) return ~0ull;  // an error spoiled it, and it has no number
     return status == cudaStreamCaptureStatusNone ? 0 : id;
 }
 
