@@ -1,7 +1,7 @@
 """fp.Plan on a GPU: what a training step pays, against the card's limits and what people write.
 
     pip install ".[bench,cuda]"
-    python bench/gpu.py [--json FILE] [--picture FILE] [--rounds N] [--quick]
+    python bench/gpu.py [--json FILE] [--picture FILE] [--rounds N] [--latest SECONDS] [--quick]
 
 Everything runs in one process, interleaved, on one stream that torch and CuPy share; each ratio is
 taken within a round and the median over the rounds is printed. "Of the read" is the speed as a
@@ -38,7 +38,6 @@ from plan import L1, L2, TorchPeers, expression
 from reporting import Contenders
 from weights import shapes
 
-LATEST_START = {False: 150.0, True: 35.0}  # seconds, without and with --quick, for the last work
 COMPILE_SECONDS = 50.0  # for torch.compile, in the whole run
 MOST_COMPILED = 400  # buffers
 PIECE = 1 << 26  # elements that a check converts to float64 at a time
@@ -226,7 +225,7 @@ def free_bytes() -> int:
 def measure(report: GpuReport, load: Load, gradient: bool) -> None:
     spent, needs, free = time.monotonic() - report.started, load.needs(gradient), free_bytes()
     title = load.title + GRADIENT * gradient
-    if spent > LATEST_START[report.options.quick]:
+    if spent > report.options.latest:
         report.leave_out(title, "everything", f"{spent:.0f} s have passed")
     elif needs > free:
         why = f"needs {needs / 1e9:.0f} GB of the card's memory, of which {free / 1e9:.0f} are free"

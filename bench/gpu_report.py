@@ -6,6 +6,7 @@ import argparse
 import datetime
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import fused_penalties as fp
 from gpu_card import Card, cp
 from reporting import Contenders, Report, Times, ratio_text, seconds_text
 
-QUICK_ROUNDS = 5
+QUICK_ROUNDS, QUICK_LATEST = 5, 35.0
 HOST_AT_MOST = 15e-6
 READ, EXCHANGE, NORMS = "pure read", "pure exchange", "torch._foreach_norm 1 and 2, stack"
 GRADIENT = ", value and gradient"
@@ -49,6 +50,13 @@ class GpuReport(Report):
     def parse(self, parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.add_argument("--picture", type=Path, help="also draw the ratios into this file")
         parser.add_argument(
+            "--latest",
+            type=float,
+            default=150.0,
+            metavar="SECONDS",
+            help="no work is begun later than this",
+        )
+        parser.add_argument(
             "--quick",
             action="store_true",
             help=f"under a minute: at most {QUICK_ROUNDS} rounds, no torch.compile",
@@ -61,6 +69,7 @@ class GpuReport(Report):
             parser.exit(2, f"{parser.prog}: {reason}\n")
         if options.quick:
             options.rounds = min(options.rounds, QUICK_ROUNDS)
+            options.latest = min(options.latest, QUICK_LATEST)
         return options
 
     def facts(self) -> dict[str, Any]:
@@ -77,6 +86,8 @@ class GpuReport(Report):
             "cuda_of_torch": torch.version.cuda,
             "cupy": cp.__version__,
             "python": platform.python_version(),
+            # Files without their folders, which say nothing to others.
+            "command": " ".join(["python bench/gpu.py", *(Path(a).name for a in sys.argv[1:])]),
             "quick": self.options.quick,
         }
 

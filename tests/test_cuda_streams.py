@@ -79,7 +79,7 @@ READS = [*CALLS][:6]
 def blocked(stream: Any) -> Iterator[None]:
     """Nothing that is put on the stream happens before the end, at which something must wait."""
     released, waited = threading.Event(), []
-    limit = 0.2 if gpu.EMULATED else 20.0
+    limit = 0.2 if gpu.EMULATED else 2.0
     stream.launch_host_func(lambda _: waited.append(released.wait(limit)), None)
     try:
         yield

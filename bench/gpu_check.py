@@ -1,0 +1,675 @@
+"""All that must hold on a machine with a GPU, in one command and under ten minutes.
+
+    bash bench/gpu_check.sh [FOLDER [WHEELS]]
+
+Builds for this GPU, runs the tests of the `cuda` marker, the benchmark gpu.py, the comparison of
+builds gpu_variants.py, Nsight Compute on the kernel of the sums, and compute-sanitizer on
+gpu_short.py. At most eight files are left in FOLDER (gpu-check): check.log, which begins with the
+versions of everything; build.log, tests.log, sanitizer.log; summary.json; and figures for
+bench/results, named after the card and the date, with a picture.
+
+The machine needs nvcc, a C++ compiler, CMake and ninja and, in its python3, the packages in
+PACKAGES below; no network. Packages that it lacks can be brought as wheels in the folder WHEELS.
+Nothing is installed into that python3.
+
+All must be done GPU_CHECK_SECONDS (570) after the start: each step gets a part of the time that is
+left, and what comes first matters most. What the machine does not have or does not allow is "not
+run", and no failure. Exit status: 0 if nothing failed, 1 if something did, 2 if nothing can run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = float(os.environ.get("GPU_CHECK_SECONDS", 570))
+LEAST = 10.0  # seconds; a step that would get less is not begun
+
+# What python3 must have, by the step that first needs it: module, and its package's other name.
+PACKAGES = {
+    "build": {
+        "scikit_build_core": "scikit-build-core",
+        "pybind11": "",
+        "packaging": "",
+        "pathspec": "",
+        "numpy": "",
+        "ml_dtypes": "ml-dtypes",
+        "rich": "",
+        "safetensors": "",
+        "cupy": "cupy-cuda13x",
+    },
+    "tests": {"pytest": "", "hypothesis": ""},
+    "bench": {"torch": "", "matplotlib": ""},
+}
+PROGRAMS = ("nvcc", "cmake", "ninja", "c++")
+
+# The first is what users get; the others are compiled with one option changed, and timed beside it.
+VARIANTS = {
+    "default": "",
+    "8 rows": "-DFUSED_PENALTIES_GPU_ROWS=8",
+    "prefetch": "-DFUSED_PENALTIES_GPU_GRADIENT_PREFETCH=1",
+}
+
+# A test that waits for what never comes gives up by itself after 2 s, and can say why. Whatever
+# takes longer than PATIENCE is ended with its process, and tried again at last, alone and with more
+# patience, lest it is only slow.
+PATIENCE, MORE_PATIENCE = 3.0, 20.0
+MOST_FAILURES = 20
+
+# What ncu and compute-sanitizer print where the machine does not let them do their work.
+REFUSED = (
+    r"^==.*(ERR_NVGPUCTRPERM|Failed to initialize the profiler|LibraryNotLoaded"
+    r"|Device not supported|Internal Sanitizer Error)"
+)
+METRICS = (
+    "gpu__time_duration.sum",
+    "dram__bytes_read.sum",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+    "launch__registers_per_thread",
+    "launch__occupancy_limit_registers",
+    "launch__grid_size",
+)
+SUM_KERNEL = """
+import cupy, fused_penalties as fp
+weights = cupy.random.standard_normal(1 << 28, dtype=cupy.float32)
+plan = fp.Plan([weights], fp.regularizers.L2(0.5))
+for _ in range(4):
+    plan.value()
+cupy.cuda.Device().synchronize()
+"""
+LACKS = """
+import importlib.util, sys
+print("lacks", *(module for module in sys.argv[1:] if not importlib.util.find_spec(module)))
+"""
+IMPORTED = """
+import sys, fused_penalties as fp
+print(fp.__file__, fp.build_info())
+assert fp.__file__.startswith(sys.argv[1]), "another build is imported"
+available = fp.cuda.is_available()
+print("the GPU can be used" if available else available)
+"""
+
+
+@dataclass
+class Ran:
+    """How a command ended; without a status it was stopped at its limit."""
+
+    status: int | None
+    output: str
+    seconds: float
+
+    def line(self, pattern: str) -> str:
+        """The last line of the output with the pattern, or nothing."""
+        lines = [text for text in self.output.splitlines() if re.search(pattern, text)]
+        return lines[-1].strip(" =") if lines else ""
+
+
+class Check:
+    def __init__(self, folder: Path, wheels: Path | None, scratch: Path) -> None:
+        self.started = time.monotonic()
+        self.folder, self.wheels, self.scratch = folder, wheels, scratch
+        self.steps: list[dict[str, Any]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.suspect = ""  # the first test that took the GPU from its process
+        self.clocks: dict[str, Any] = {}
+        self.more = scratch / "more"  # what is there for Python beside the package
+        self.more.mkdir()
+        shutil.copy(ROOT / "bench" / "gpu_watch.py", self.more)
+        programs = [f"{self.more}/bin", os.environ.get("PATH", "")]
+        programs += [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin", "/usr/local/cuda/bin"]
+        self.environment = {
+            **os.environ,
+            "PATH": os.pathsep.join(programs),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            # Plugins that happen to be on the machine have no say in the tests.
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "COLUMNS": "120",
+        }
+        self.use(self.site("default"))
+
+    def site(self, variant: str) -> Path:
+        """Where one build of the package is installed."""
+        return self.scratch / variant.replace(" ", "")
+
+    def use(self, site: Path) -> None:
+        paths = [str(site), str(self.more), os.environ.get("PYTHONPATH", "")]
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+    # Time, commands and what is said of them.
+
+    def left(self) -> float:
+        return self.started + SECONDS - time.monotonic()
+
+    def say(self, *text: str) -> None:
+        print(*text, sep="\n", flush=True)
+        with (self.folder / "check.log").open("a") as log:
+            print(*text, sep="\n", file=log)
+
+    def has(self, program: str) -> bool:
+        return shutil.which(program, path=self.environment["PATH"]) is not None
+
+    def run(
+        self, command: list[Any], limit: float, log: str = "check.log", **environment: str
+    ) -> Ran:
+        """Runs a command for at most so many seconds; what it prints is appended to the log."""
+        start, path = time.monotonic(), self.folder / log
+        with path.open("ab") as file:
+            file.write(f"\n$ {shlex.join(map(str, command))}\n".encode())
+            file.flush()
+            begin = file.tell()
+            process = self.start(command, file, **environment)
+            status = ended(process, limit)
+        with path.open("rb") as file:
+            file.seek(max(begin, path.stat().st_size - 1_000_000))
+            output = file.read().decode(errors="replace")
+        cut(path)
+        return Ran(status, output, time.monotonic() - start)
+
+    def start(self, command: list[Any], output: Any, **environment: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,  # to be stopped with all that it started
+        )
+        self.processes.append(process)
+        return process
+
+    def note(self, name: str, result: str, seconds: float = 0.0, **more: Any) -> bool:
+        """Takes down what came of a step: passed, failed or not run, and why. True if it passed."""
+        self.steps.append({"step": name, "result": result, "seconds": round(seconds, 1), **more})
+        self.say(f"== {name}: {result}")
+        (self.folder / "summary.json").write_text(json.dumps(self.steps, indent=1) + "\n")
+        return result.startswith("passed")
+
+    def begin(self, name: str, share: float, *needs: str) -> float:
+        """The seconds that a step gets: a share of those left; 0 and a note if it cannot run."""
+        if missing := [program for program in needs if not self.has(program)]:
+            self.note(name, f"not run: {missing[0]} is neither on PATH nor in CUDA_HOME")
+            return 0.0
+        limit = self.left() * share
+        if limit < LEAST:
+            self.note(name, "not run: the time is used up")
+            return 0.0
+        self.say(f"== {name}, at most {limit:.0f} s")
+        return limit
+
+    def judge(self, name: str, ran: Ran, proof: str, log: str, enough: float = 0.0) -> bool:
+        """Passed if the command ended with status 0 and printed a line with the proof.
+
+        One that got less than `enough` seconds and was stopped has not failed.
+        """
+        line = ran.line(proof)
+        if ran.status == 0 and line:
+            return self.note(name, f"passed: {line}", ran.seconds)
+        if ran.status is None and ran.seconds < enough:
+            return self.note(
+                name, f"not run: not done within the {ran.seconds:.0f} s that were left"
+            )
+        if refusal := ran.line(REFUSED):
+            return self.note(name, f"not run: the machine refuses it: {refusal}", ran.seconds)
+        if ran.status is None:
+            why = f"stopped after {ran.seconds:.0f} s"
+        else:
+            why = f"status {ran.status}" if ran.status else f"no line with {proof}"
+        self.say(*ran.output.splitlines()[-20:])
+        return self.note(name, f"failed: {why}; see {log}", ran.seconds)
+
+    # The steps.
+
+    def versions(self) -> None:
+        commands = [
+            "nvidia-smi",
+            "nvidia-smi -q -d CLOCK",
+            "nvcc --version",
+            "c++ --version",
+            "cmake --version",
+            "compute-sanitizer --version",
+            "ncu --version",
+            "uname -a",
+            f"{sys.executable} --version",
+            f"{sys.executable} -m pip list",
+        ]
+        for command in map(str.split, commands):
+            if self.has(command[0]):
+                self.run(command, 20.0)
+            else:
+                self.say(f"{command[0]} is not here")
+
+    def unpack_wheels(self) -> None:
+        assert self.wheels is not None
+        for name in sorted({path.name.split("-")[0] for path in self.wheels.glob("*.whl")}):
+            options: list[Any] = [
+                "--no-index",
+                "--no-deps",
+                "--find-links",
+                self.wheels,
+                "--target",
+                self.more,
+            ]
+            ran = self.run([sys.executable, "-m", "pip", "install", *options, name], 30.0)
+            if ran.status != 0:
+                self.say(f"{name}: no wheel in WHEELS can be installed here; see check.log")
+
+    def missing(self) -> dict[str, list[str]]:
+        """The packages that python3 lacks, by step; says how to bring them."""
+        modules = [module for step in PACKAGES.values() for module in step]
+        lacks = self.run([sys.executable, "-c", LACKS, *modules], 30.0).line("^lacks").split()[1:]
+        missing = {
+            step: [package or module for module, package in packages.items() if module in lacks]
+            for step, packages in PACKAGES.items()
+        }
+        if names := [name for packages in missing.values() for name in packages]:
+            python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+            self.say(
+                f"python3 lacks {', '.join(names)}. Where there is a network, fetch the wheels:",
+                "  python3 -m pip download -d WHEELS --no-deps --only-binary=:all:"
+                f" --python-version {python} --platform manylinux_2_28_{platform.machine()}"
+                f" --platform manylinux2014_{platform.machine()} {' '.join(names)}",
+                "and bring the folder along: bash bench/gpu_check.sh FOLDER WHEELS",
+            )
+        return missing
+
+    def build(self) -> dict[str, Ran]:
+        """Builds all variants side by side."""
+        limit, start = self.begin("build", 0.45), time.monotonic()
+        if not limit:
+            return {}
+        processes = {}
+        for name, flags in VARIANTS.items():
+            target = self.site(name)
+            options = ["FUSED_PENALTIES_CUDA=ON", "CMAKE_CUDA_ARCHITECTURES=native"]
+            options += [f"CMAKE_CUDA_FLAGS={flags}"] if flags else []
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--no-build-isolation",
+                "--no-deps",
+                "--no-index",
+            ]
+            command += ["--target", target, "."]
+            for option in options:
+                command += ["-C", f"cmake.define.{option}"]
+            with (self.scratch / f"{target.name}.log").open("wb") as log:
+                processes[name] = self.start(command, log)
+        builds = {}
+        for name, process in processes.items():
+            status = ended(process, start + limit - time.monotonic())
+            output = (self.scratch / f"{self.site(name).name}.log").read_text(errors="replace")
+            with (self.folder / "build.log").open("a") as log:
+                print(f"== {name} {VARIANTS[name]}", output, sep="\n", file=log)
+            builds[name] = Ran(status, output, time.monotonic() - start)
+        cut(self.folder / "build.log")
+        return builds
+
+    def built(self, builds: dict[str, Ran]) -> list[str]:
+        """The variants that can be used, of which the first is a must."""
+        usable = []
+        for name, ran in builds.items():
+            site, what = self.site(name), "build" if name == "default" else f"build, {name}"
+            if ran.status == 0:
+                self.use(site)
+                proof = self.run(
+                    [sys.executable, "-c", IMPORTED, f"{site}{os.sep}"], 60.0, "build.log"
+                )
+                ran = Ran(proof.status, proof.output, ran.seconds)
+            if self.judge(what, ran, "^the GPU can be used$", "build.log"):
+                usable.append(name)
+                for extension in site.glob("fused_penalties/_core*.so"):
+                    if self.has("cuobjdump"):
+                        self.run(
+                            ["cuobjdump", "--dump-resource-usage", extension], 20.0, "build.log"
+                        )
+        self.use(self.site("default"))
+        return usable
+
+    def tests(self) -> None:
+        limit, start = self.begin("tests", 0.5), time.monotonic()
+        if not limit:
+            return
+        tests = TestRun(self, start + limit)
+        tests.everything()
+        tests.slow_ones_again()
+        self.suspect = tests.suspect
+        counts = Counter(tests.outcomes.values())
+        text = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        if tests.left:
+            text += f", {tests.left} not reached"
+        bad = [
+            test for test, outcome in tests.outcomes.items() if outcome not in ("passed", "skipped")
+        ]
+        for test in bad:
+            self.say(f"{tests.outcomes[test]}: {test}")
+        passed = counts["passed"] > 0 and not bad and not tests.left
+        self.note(
+            "tests",
+            f"{'passed' if passed else 'failed'}: {text or 'none ran; see tests.log'}",
+            time.monotonic() - start,
+            not_passed={
+                test: outcome for test, outcome in tests.outcomes.items() if outcome != "passed"
+            },
+        )
+
+    def bench(self) -> None:
+        if not (limit := self.begin("bench", 0.6)):
+            return
+        command = [sys.executable, "bench/gpu.py", "--json", self.scratch / "gpu.json"]
+        command += ["--picture", self.scratch / "gpu.png"]
+        # Its last work may take a while, and the picture is drawn at the end.
+        command += ["--latest", f"{0.7 * limit:.0f}"] if limit > 100 else ["--quick"]
+        ran = self.run(command, limit)
+        if self.judge("bench", ran, "Must reach", "check.log", enough=195.0):
+            print(ran.output[ran.output.find("Must reach") :])
+
+    def variants(self, usable: list[str]) -> None:
+        if len(usable) < 2:
+            self.note("variants", "not run: there is only one build")
+        elif limit := self.begin("variants", 0.5):
+            command = [
+                sys.executable,
+                "bench/gpu_variants.py",
+                "--json",
+                self.scratch / "variants.json",
+            ]
+            command += ["--seconds", f"{0.8 * limit:.0f}"]
+            ran = self.run([*command, *(f"{name}={self.site(name)}" for name in usable)], limit)
+            if self.judge("variants", ran, "times as fast", "check.log", enough=60.0):
+                print(ran.output)
+
+    def profile(self) -> None:
+        """Figures only: whatever keeps ncu from giving them is no failure of ours."""
+        if not (limit := self.begin("ncu", 0.4, "ncu")):
+            return
+        command = [
+            "ncu",
+            "--clock-control",
+            "none",
+            "--kernel-name",
+            "regex:sum_kernel",
+            "--launch-skip",
+            2,
+        ]
+        command += ["--launch-count", 1, "--metrics", ",".join(METRICS)]
+        ran = self.run([*command, sys.executable, "-c", SUM_KERNEL], min(limit, 60.0))
+        if ran.status == 0 and (line := ran.line("gpu__time_duration")):
+            self.note("ncu", f"passed: {' '.join(line.split())}", ran.seconds)
+            print(ran.output)
+        else:
+            why = ran.line(REFUSED) or ran.line(r"\S") or "it says nothing"
+            self.note("ncu", f"not run: {why}", ran.seconds)
+
+    def sanitize(self, name: str, share: float, tool: str, proof: str, *command: Any) -> None:
+        if not (limit := self.begin(name, share, "compute-sanitizer")):
+            return
+        # What the libraries ask the driver in vain is no error of ours: our own calls raise.
+        options: list[Any] = ["--target-processes", "all", "--report-api-errors", "no"]
+        options += ["--print-limit", 100, "--error-exitcode", 9]
+        tool_and_options = ["compute-sanitizer", "--tool", tool, *options]
+        ran = self.run([*tool_and_options, sys.executable, *command], limit, "sanitizer.log")
+        self.judge(name, ran, proof, "sanitizer.log", enough=60.0)
+
+    def sanitizers(self) -> None:
+        proof = "ERROR SUMMARY: 0 errors"
+        if self.suspect:
+            command = pytest_command(self.scratch / "suspect", 300.0, self.suspect)
+            self.sanitize("memcheck of the first failure", 0.5, "memcheck", proof, *command)
+        self.sanitize("memcheck", 0.5, "memcheck", proof, "bench/gpu_short.py")
+        proof = "RACECHECK SUMMARY: 0 hazards"
+        self.sanitize("racecheck", 0.95, "racecheck", proof, "bench/gpu_short.py")
+
+    @contextmanager
+    def watched_clocks(self) -> Iterator[None]:
+        """Notes the card's clocks while something runs."""
+        query = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"]
+        path = self.scratch / "clocks"
+        with path.open("wb") as file:
+            command = [
+                "nvidia-smi",
+                f"--query-gpu={','.join(query)}",
+                "--format=csv,noheader,nounits",
+                "-l",
+                "3",
+            ]
+            process = self.start(command, file)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+        rows = [line.split(",") for line in path.read_text(errors="replace").splitlines()]
+        for at, name in enumerate(query):
+            cells = [row[at].strip() for row in rows if len(row) == len(query)]
+            if numbers := sorted(float(cell) for cell in cells if re.fullmatch(r"[\d.]+", cell)):
+                least, most = numbers[0], numbers[-1]
+                self.clocks[name] = {"least": least, "median": median(numbers), "most": most}
+        self.say(
+            "clocks (MHz), power (W) and temperature during the benchmarks:",
+            json.dumps(self.clocks),
+        )
+
+    def figures(self) -> None:
+        """Puts the figures together in one file that can be committed as it is."""
+        parts = {name: self.scratch / f"{name}.json" for name in ("gpu", "variants")}
+        figures = {
+            name: json.loads(path.read_text()) for name, path in parts.items() if path.is_file()
+        }
+        if not figures:
+            return
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        card, driver = (self.run(query, 20.0).line(",") or "unknown, unknown").split(",")[:2]
+        release = self.run(["nvcc", "--version"], 20.0).line("release")
+        date = datetime.date.today().isoformat()
+        facts = {
+            "card": card.strip(),
+            "driver": driver.strip(),
+            "nvcc": release,
+            "python": ".".join(map(str, sys.version_info[:3])),
+            "date": date,
+            "command": "bash bench/gpu_check.sh",
+            "clocks": self.clocks,
+        }
+        name = re.sub(r"[^a-z0-9]+", "-", f"{card} {date}".lower()).strip("-")
+        text = json.dumps({**facts, **figures}, indent=1)
+        (self.folder / f"{name}.json").write_text(text + "\n")
+        if (picture := self.scratch / "gpu.png").is_file():
+            shutil.copy(picture, self.folder / f"{name}.png")
+        self.say(f"to be committed: bench/results/{name}.json")
+
+    def everything(self) -> int:
+        self.versions()
+        if "GPU 0" not in (
+            self.run(["nvidia-smi", "-L"], 20.0).output if self.has("nvidia-smi") else ""
+        ):
+            self.note("build", "not run: no NVIDIA GPU here, says nvidia-smi")
+            return 2
+        if self.wheels:
+            self.unpack_wheels()
+        missing = self.missing()
+        lacking = [program for program in PROGRAMS if not self.has(program)] + missing["build"]
+        if lacking:
+            self.note("build", f"not run: this needs {', '.join(lacking)}")
+            return 2
+        usable = self.built(self.build())
+        if "default" in usable:
+            if missing["tests"]:
+                self.note("tests", f"not run: they need {', '.join(missing['tests'])}")
+            else:
+                self.tests()
+            if missing["bench"]:
+                self.note("bench", f"not run: it needs {', '.join(missing['bench'])}")
+            else:
+                with self.watched_clocks():
+                    self.bench()
+                    self.variants(usable)
+            self.profile()
+            self.run(["nvidia-smi", "-q", "-d", "CLOCK"], 20.0)
+            self.figures()
+            if missing["bench"]:
+                self.note("sanitizers", f"not run: they need {', '.join(missing['bench'])}")
+            else:
+                self.sanitizers()
+        return int(any(step["result"].startswith("failed") for step in self.steps))
+
+
+class TestRun:
+    """The tests of the `cuda` marker, in as many processes as it takes: none can end the others."""
+
+    def __init__(self, check: Check, end: float) -> None:
+        self.check, self.end = check, end
+        self.outcomes: dict[str, str] = {}
+        self.left = 0  # tests that were not begun
+        self.suspect = ""
+
+    def everything(self) -> None:
+        journal = self.check.scratch / "journal"
+        files = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/test_cuda*.py"))
+        while True:
+            known = len(self.outcomes)
+            finished = self.process(journal, PATIENCE, "-m", "cuda", *files)
+            failures = sum(o not in ("passed", "skipped", "slow") for o in self.outcomes.values())
+            stuck = len(self.outcomes) == known
+            if finished or stuck or failures >= MOST_FAILURES or time.monotonic() > self.end:
+                return
+
+    def slow_ones_again(self) -> None:
+        left = self.left
+        for number, test in enumerate(
+            [t for t, outcome in self.outcomes.items() if outcome == "slow"]
+        ):
+            stopped_after = PATIENCE
+            if self.end - time.monotonic() > LEAST:
+                self.process(self.check.scratch / f"journal{number}", MORE_PATIENCE, test)
+                stopped_after = MORE_PATIENCE
+            if self.outcomes[test] == "slow":
+                self.outcomes[test] = f"hung, stopped after {stopped_after:g} s"
+        self.left = left
+
+    def process(self, journal: Path, patience: float, *what: Any) -> bool:
+        """Runs what the journal does not have yet, in one process. True if that got to its end."""
+        command = [sys.executable, *pytest_command(journal, patience, *what)]
+        ran = self.check.run(command, max(1.0, self.end - time.monotonic()), "tests.log")
+        records = [json.loads(line) for line in journal.read_text().splitlines()]
+        begun = ""
+        for record in records:
+            if "left" in record:
+                self.left = record["left"]
+            if "outcome" in record:
+                self.outcomes[record["test"]] = record["outcome"]
+                begun = ""
+                if record.get("lost"):
+                    self.suspect = self.suspect or record["test"]
+            elif "test" in record:
+                begun = record["test"]
+                self.left -= 1
+        if begun:  # it has ended the process, or was stopped with it
+            outcome = "not finished" if ran.status is None else "slow"
+            if ran.status != 1 or not ran.line(r"Timeout \(\d"):
+                outcome = "crashed" if ran.status is not None else outcome
+            self.outcomes[begun] = outcome
+            if outcome == "crashed":
+                self.suspect = self.suspect or begun
+            with journal.open("a") as file:
+                print(json.dumps({"test": begun, "outcome": outcome}), file=file)
+        return "finished" in records[-1] if records else False
+
+
+def pytest_command(journal: Path, patience: float, *what: Any) -> list[Any]:
+    """The arguments of python3; a journal that is not there yet is begun."""
+    journal.touch()
+    options = [
+        "-p",
+        "gpu_watch",
+        "--journal",
+        journal,
+        "--patience",
+        patience,
+        "-p",
+        "no:cacheprovider",
+    ]
+    options += ["-v", "--tb=short", "--no-summary", f"--maxfail={MOST_FAILURES}"]
+    return ["-m", "pytest", *options, *what]
+
+
+def ended(process: subprocess.Popen[bytes], limit: float) -> int | None:
+    """The exit status, or None if the process had to be stopped after so many seconds."""
+    try:
+        return process.wait(max(0.0, limit))
+    except subprocess.TimeoutExpired:
+        stop(process)
+        return None
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started; one of Python's prints its stacks first."""
+    process.send_signal(signal.SIGABRT)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2.0)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # One that the driver holds does not even end then, and must not hold this one up.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5.0)
+
+
+def cut(path: Path, most: int = 8_000_000) -> None:
+    """Keeps the end of a log: a run that goes wrong can write without end."""
+    if path.stat().st_size > most:
+        with path.open("rb") as file:
+            file.seek(-most, os.SEEK_END)
+            end = file.read()
+        path.write_bytes(end)
+
+
+def main() -> int:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "gpu-check").resolve()
+    wheels = Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
+    if len(sys.argv) > 3 or (wheels and not wheels.is_dir()):
+        sys.exit("usage: bash bench/gpu_check.sh [FOLDER [WHEELS]]; WHEELS is a folder with wheels")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("check.log", "build.log", "tests.log", "sanitizer.log", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        check = Check(folder, wheels, Path(scratch))
+        try:
+            status = check.everything()
+        finally:
+            for process in check.processes:
+                if process.poll() is None:
+                    stop(process)
+        check.say(
+            "", *(f"{s['step']:30} {s['seconds']:6.1f} s  {s['result']}" for s in check.steps)
+        )
+        check.say(f"results: {folder}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

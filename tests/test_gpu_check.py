@@ -1,0 +1,275 @@
+"""bench/gpu_check.sh without a GPU: every tool is a stub, and each in turn goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+CARD = "NVIDIA Stub 1"
+
+PROGRAMS = {
+    "python3": f'exec {sys.executable} "$@"',
+    "nvidia-smi": f"""
+        case "$*" in
+            -L) echo "GPU 0: {CARD} (UUID: GPU-0)" ;;
+            *name,driver_version*) echo "{CARD}, 580.1" ;;
+            *clocks.sm*) echo "1980, 3201, 400.5, 50"; exec sleep 60 ;;
+        esac""",
+    "nvcc": 'echo "Cuda compilation tools, release 13.0"',
+    "ncu": 'echo "gpu__time_duration.sum us 300"',
+    # Run on the tests it finds an error; otherwise it does what it is told to.
+    "compute-sanitizer": """
+        case "$*" in
+            *racecheck*) echo "RACECHECK SUMMARY: 0 hazards displayed" ;;
+            *test_cuda_*) echo "ERROR SUMMARY: 1 error"; exit 9 ;;
+            *) echo "ERROR SUMMARY: 0 errors" ;;
+        esac""",
+    **dict.fromkeys(("cmake", "ninja", "c++"), "true"),
+}
+PACKAGE = """
+from types import SimpleNamespace as Names
+build_info = dict
+cuda = Names(is_available=lambda: True)
+"""
+PIP = f"""
+import sys, time, zipfile
+from pathlib import Path
+words = sys.argv[1:]
+if "." in words:
+    BUILD
+    target = Path(words[words.index("--target") + 1], "fused_penalties")
+    target.mkdir(parents=True)
+    (target / "__init__.py").write_text({PACKAGE!r})
+elif "install" in words:
+    folder, target = (words[words.index(w) + 1] for w in ("--find-links", "--target"))
+    (wheel,) = Path(folder).glob(words[-1] + "-*.whl")
+    zipfile.ZipFile(wheel).extractall(target)
+"""
+CUPY = """
+from types import SimpleNamespace as Names
+error = None
+def synchronize():
+    if error:
+        raise RuntimeError(error)
+cuda = Names(Device=lambda: Names(synchronize=synchronize))
+"""
+SCRIPTS = {
+    "gpu.py": """
+import sys
+from pathlib import Path
+print("Must reach")
+Path(sys.argv[2]).write_text('{"results": []}')
+Path(sys.argv[4]).write_text("a picture")
+""",
+    "gpu_variants.py": """
+import sys
+from pathlib import Path
+print("times as fast", [word.split("=")[0] for word in sys.argv[5:]])
+Path(sys.argv[2]).write_text('{"results": []}')
+""",
+    "gpu_short.py": "",
+}
+GOOD_TESTS = "def test_good(): pass"
+BAD_TESTS = """
+import os, time
+import cupy
+
+def test_fails(): assert 0, "the reason"
+def test_waits_for_ever():
+    while True:
+        time.sleep(1)
+def test_is_slow(): time.sleep(0.8)
+def test_loses_the_gpu():
+    cupy.error = "cudaErrorIllegalAddress"
+    assert 0
+def test_crashes(): os.abort()
+def test_good(): pass
+"""
+
+
+class Machine:
+    """A copy of what is tested, among stubs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.out, self.wheels = folder / "root", folder / "out", folder / "wheels"
+        self.programs, self.packages = folder / "programs", folder / "packages"
+        for path in (self.root / "bench", self.root / "tests", self.wheels, self.programs):
+            path.mkdir(parents=True)
+        for name in ("gpu_check.sh", "gpu_check.py", "gpu_watch.py"):
+            shutil.copy(BENCH / name, self.root / "bench")
+        (self.root / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
+        for name, code in SCRIPTS.items():
+            (self.root / "bench" / name).write_text(code)
+        for name, code in PROGRAMS.items():
+            self.program(name, code)
+        script = (self.root / "bench" / "gpu_check.py").read_text()
+        needed = re.search(r"^PACKAGES = (\{.*?^\})", script, re.MULTILINE | re.DOTALL)
+        assert needed is not None
+        for module in (module for step in eval(needed[1]).values() for module in step):
+            if module not in ("pytest", "hypothesis"):
+                self.package(module, "")
+        self.package("cupy", CUPY)
+        self.package("pip", "")
+        self.build_does("pass")
+        self.write_tests(GOOD_TESTS)
+        self.change("LEAST = 10.0", "LEAST = 1.0")
+        self.change("PATIENCE, MORE_PATIENCE = 3.0, 20.0", "PATIENCE, MORE_PATIENCE = 0.5, 2.0")
+
+    def program(self, name: str, code: str) -> None:
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{code}\n")
+        path.chmod(0o755)
+
+    def package(self, name: str, code: str) -> None:
+        path = self.packages / (f"{name}.py" if "/" in name else f"{name}/__init__.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code)
+
+    def build_does(self, code: str) -> None:
+        self.package("pip/__main__", PIP.replace("BUILD", code))
+
+    def write_tests(self, code: str) -> None:
+        mark = "import pytest\npytestmark = pytest.mark.cuda\n"
+        (self.root / "tests" / "test_cuda_stub.py").write_text(mark + code)
+
+    def change(self, old: str, new: str) -> None:
+        path = self.root / "bench" / "gpu_check.py"
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+
+    def check(self, *arguments: Path, seconds: float = 60.0) -> int:
+        environment = {
+            **os.environ,
+            "PATH": f"{self.programs}:/usr/bin:/bin",
+            "PYTHONPATH": str(self.packages),
+            "GPU_CHECK_SECONDS": str(seconds),
+        }
+        environment.pop("PYTEST_ADDOPTS", None)
+        command = ["bash", self.root / "bench" / "gpu_check.sh", self.out, *arguments]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
+        self.printed = done.stdout + done.stderr
+        files = [path for path in self.out.rglob("*") if path.is_file()]
+        assert len(files) <= 8, files
+        return done.returncode
+
+    def steps(self) -> dict[str, Any]:
+        steps = json.loads((self.out / "summary.json").read_text())
+        return {step["step"]: step for step in steps}
+
+    def results(self) -> dict[str, str]:
+        """Only whether each step passed, failed or was not run."""
+        return {name: step["result"].partition(":")[0] for name, step in self.steps().items()}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+ALL = ["build", "build, 8 rows", "build, prefetch", "tests", "bench", "variants", "ncu"]
+ALL += ["memcheck", "racecheck"]
+
+
+def test_all_is_well(machine: Machine) -> None:
+    assert machine.check() == 0, machine.printed
+    assert machine.results() == dict.fromkeys(ALL, "passed"), machine.printed
+    (figures,) = machine.out.glob("nvidia-stub-1-????-??-??.json")
+    found = json.loads(figures.read_text())
+    assert (found["card"], found["driver"]) == (CARD, "580.1")
+    assert found["date"] in figures.name
+    assert found["clocks"]["clocks.sm"]["median"] == 1980
+    assert found.keys() >= {"gpu", "variants", "nvcc", "python", "command"}
+    assert str(machine.root) not in figures.read_text()
+    assert figures.with_suffix(".png").read_text() == "a picture"
+    assert "['default', '8 rows', 'prefetch']" in machine.printed
+
+
+def test_tests_go_on_whatever_happens(machine: Machine) -> None:
+    machine.write_tests(BAD_TESTS)
+    machine.program("ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - no permission"; exit 1')
+    assert machine.check() == 1, machine.printed
+    found = machine.steps()["tests"]
+    file = "tests/test_cuda_stub.py::test_"
+    assert found["not_passed"] == {
+        f"{file}fails": "failed",
+        f"{file}waits_for_ever": "hung, stopped after 2 s",
+        f"{file}loses_the_gpu": "failed",
+        f"{file}crashes": "crashed",
+    }
+    assert "2 passed" in found["result"]  # the good one and the slow one
+    log = (machine.out / "tests.log").read_text()
+    assert "the reason" in log
+    assert re.search(r"Timeout \(.*\n(.*\n)+?.*in test_waits_for_ever", log), log
+    # The first that lost the GPU, and none of the others, is looked at.
+    results = machine.results()
+    again = "memcheck of the first failure"
+    assert results.pop(again) == "failed"
+    assert "test_loses_the_gpu" in (machine.out / "sanitizer.log").read_text()
+    assert results == dict.fromkeys(ALL, "passed") | {"tests": "failed", "ncu": "not run"}
+
+
+def test_what_the_machine_does_not_allow_is_no_failure(machine: Machine) -> None:
+    machine.program("compute-sanitizer", 'echo "========= Error: Device not supported."; exit 1')
+    (machine.programs / "ncu").unlink()
+    assert machine.check() == 0, machine.printed
+    left_out = dict.fromkeys(("ncu", "memcheck", "racecheck"), "not run")
+    assert machine.results() == dict.fromkeys(ALL, "passed") | left_out
+
+
+def test_a_build_fails(machine: Machine) -> None:
+    machine.build_does("sys.exit('no such header')")
+    assert machine.check() == 1, machine.printed
+    assert set(machine.results().values()) == {"failed"}
+    assert "no such header" in machine.printed
+
+
+def test_one_variant_fails(machine: Machine) -> None:
+    machine.build_does("if 'GPU_ROWS=8' in str(words): sys.exit(1)")
+    assert machine.check() == 1, machine.printed
+    assert machine.results() == dict.fromkeys(ALL, "passed") | {"build, 8 rows": "failed"}
+    assert "['default', 'prefetch']" in machine.printed
+
+
+@pytest.mark.parametrize("hangs", ["build", "bench"])
+def test_the_time_is_used_up(machine: Machine, hangs: str) -> None:
+    """What hangs is stopped, with its stacks in the log, and what follows gets what is left."""
+    if hangs == "build":
+        machine.build_does("time.sleep(60)")
+        assert machine.check(seconds=4) == 1
+        assert machine.results()["build"] == "failed"
+    else:
+        (machine.root / "bench" / "gpu.py").write_text("import time\ntime.sleep(60)\n")
+        assert machine.check(seconds=7) == 0, machine.printed
+        results = machine.results()
+        assert (results["tests"], results["bench"]) == ("passed", "not run")
+        assert results["racecheck"] in ("passed", "not run")
+    log = "build.log" if hangs == "build" else "check.log"
+    assert "Fatal Python error: Aborted" in (machine.out / log).read_text()
+
+
+def test_nothing_can_run(machine: Machine) -> None:
+    machine.program("nvidia-smi", "exit 9")
+    assert machine.check() == 2
+    assert "no NVIDIA GPU" in machine.printed
+
+
+def test_what_is_missing_can_be_brought(machine: Machine) -> None:
+    machine.change('"pybind11": ""', '"surely_not_there": "its-package"')
+    assert machine.check() == 2
+    assert "pip download" in machine.printed
+    assert "its-package" in machine.printed
+    with zipfile.ZipFile(machine.wheels / "its_package-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("surely_not_there.py", "")
+    assert machine.check(machine.wheels) == 0, machine.printed
