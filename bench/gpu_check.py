@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -59,6 +60,7 @@ PACKAGES = {
     "tests": {"pytest": "", "hypothesis": ""},
     "bench": {"torch": "", "matplotlib": ""},
 }
+PIP: list[Any] = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps"]
 PROGRAMS = ("nvcc", "cmake", "ninja", "c++")
 
 # The first is what users get; the others are compiled with one option changed, and timed beside it.
@@ -87,19 +89,26 @@ METRICS = (
     "sm__warps_active.avg.pct_of_peak_sustained_active",
     "launch__registers_per_thread",
     "launch__occupancy_limit_registers",
+    "sm__maximum_warps_per_active_cycle_pct",
     "launch__grid_size",
 )
 SUM_KERNEL = """
 import cupy, fused_penalties as fp
-weights = cupy.random.standard_normal(1 << 28, dtype=cupy.float32)
+weights = cupy.arange(1 << 28, dtype=cupy.float32)
 plan = fp.Plan([weights], fp.regularizers.L2(0.5))
 for _ in range(4):
     plan.value()
 cupy.cuda.Device().synchronize()
 """
 LACKS = """
-import importlib.util, sys
-print("lacks", *(module for module in sys.argv[1:] if not importlib.util.find_spec(module)))
+import importlib, sys
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        print("lacks", module, error.name.split(".")[0])
+    except Exception:
+        pass  # it is there, and the step that uses it will say what is wrong with it
 """
 IMPORTED = """
 import sys, fused_penalties as fp
@@ -121,7 +130,7 @@ class Ran:
     def line(self, pattern: str) -> str:
         """The last line of the output with the pattern, or nothing."""
         lines = [text for text in self.output.splitlines() if re.search(pattern, text)]
-        return lines[-1].strip(" =") if lines else ""
+        return re.sub(r"^=+(ERROR=+)? *|[ =]+$", "", lines[-1].strip()) if lines else ""
 
 
 class Check:
@@ -170,16 +179,14 @@ class Check:
     def has(self, program: str) -> bool:
         return shutil.which(program, path=self.environment["PATH"]) is not None
 
-    def run(
-        self, command: list[Any], limit: float, log: str = "check.log", **environment: str
-    ) -> Ran:
+    def run(self, command: list[Any], limit: float, log: str = "check.log") -> Ran:
         """Runs a command for at most so many seconds; what it prints is appended to the log."""
         start, path = time.monotonic(), self.folder / log
         with path.open("ab") as file:
             file.write(f"\n$ {shlex.join(map(str, command))}\n".encode())
             file.flush()
             begin = file.tell()
-            process = self.start(command, file, **environment)
+            process = self.start(command, file)
             status = ended(process, limit)
         with path.open("rb") as file:
             file.seek(max(begin, path.stat().st_size - 1_000_000))
@@ -187,11 +194,11 @@ class Check:
         cut(path)
         return Ran(status, output, time.monotonic() - start)
 
-    def start(self, command: list[Any], output: Any, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, command: list[Any], output: Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
-            env={**self.environment, **environment},
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -263,25 +270,25 @@ class Check:
 
     def unpack_wheels(self) -> None:
         assert self.wheels is not None
-        for name in sorted({path.name.split("-")[0] for path in self.wheels.glob("*.whl")}):
-            options: list[Any] = [
-                "--no-index",
-                "--no-deps",
-                "--find-links",
-                self.wheels,
-                "--target",
-                self.more,
-            ]
-            ran = self.run([sys.executable, "-m", "pip", "install", *options, name], 30.0)
-            if ran.status != 0:
+        install = [*PIP, "--find-links", self.wheels, "--target", self.more]
+        names = sorted({path.name.split("-")[0] for path in self.wheels.glob("*.whl")})
+        if self.run([*install, *names], 30.0).status == 0:
+            return
+        for name in names:  # one that does not fit this Python must not keep the others away
+            if self.run([*install, name], 30.0).status != 0:
                 self.say(f"{name}: no wheel in WHEELS can be installed here; see check.log")
 
     def missing(self) -> dict[str, list[str]]:
         """The packages that python3 lacks, by step; says how to bring them."""
         modules = [module for step in PACKAGES.values() for module in step]
-        lacks = self.run([sys.executable, "-c", LACKS, *modules], 30.0).line("^lacks").split()[1:]
+        ran = self.run([sys.executable, "-c", LACKS, *modules], 60.0)
+        lacks = dict(re.findall(r"^lacks (\S+) (\S+)", ran.output, re.MULTILINE))
         missing = {
-            step: [package or module for module, package in packages.items() if module in lacks]
+            step: [
+                package or lacks[module].replace("_", "-")
+                for module, package in packages.items()
+                if module in lacks
+            ]
             for step, packages in PACKAGES.items()
         }
         if names := [name for packages in missing.values() for name in packages]:
@@ -305,16 +312,7 @@ class Check:
             target = self.site(name)
             options = ["FUSED_PENALTIES_CUDA=ON", "CMAKE_CUDA_ARCHITECTURES=native"]
             options += [f"CMAKE_CUDA_FLAGS={flags}"] if flags else []
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "--no-build-isolation",
-                "--no-deps",
-                "--no-index",
-            ]
-            command += ["--target", target, "."]
+            command = [*PIP, "--no-build-isolation", "--target", target, "."]
             for option in options:
                 command += ["-C", f"cmake.define.{option}"]
             with (self.scratch / f"{target.name}.log").open("wb") as log:
@@ -342,11 +340,9 @@ class Check:
                 ran = Ran(proof.status, proof.output, ran.seconds)
             if self.judge(what, ran, "^the GPU can be used$", "build.log"):
                 usable.append(name)
-                for extension in site.glob("fused_penalties/_core*.so"):
-                    if self.has("cuobjdump"):
-                        self.run(
-                            ["cuobjdump", "--dump-resource-usage", extension], 20.0, "build.log"
-                        )
+                if self.has("cuobjdump"):  # registers and spills of every kernel
+                    extension = next(site.glob("fused_penalties/_core*.so"), "")
+                    self.run(["cuobjdump", "--dump-resource-usage", extension], 20.0, "build.log")
         self.use(self.site("default"))
         return usable
 
@@ -362,20 +358,13 @@ class Check:
         text = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
         if tests.left:
             text += f", {tests.left} not reached"
-        bad = [
-            test for test, outcome in tests.outcomes.items() if outcome not in ("passed", "skipped")
-        ]
+        others = {test: o for test, o in tests.outcomes.items() if o != "passed"}
+        bad = [test for test, outcome in others.items() if outcome != "skipped"]
         for test in bad:
-            self.say(f"{tests.outcomes[test]}: {test}")
+            self.say(f"{others[test]}: {test}")
         passed = counts["passed"] > 0 and not bad and not tests.left
-        self.note(
-            "tests",
-            f"{'passed' if passed else 'failed'}: {text or 'none ran; see tests.log'}",
-            time.monotonic() - start,
-            not_passed={
-                test: outcome for test, outcome in tests.outcomes.items() if outcome != "passed"
-            },
-        )
+        result = f"{'passed' if passed else 'failed'}: {text or 'none ran; see tests.log'}"
+        self.note("tests", result, time.monotonic() - start, not_passed=others)
 
     def bench(self) -> None:
         if not (limit := self.begin("bench", 0.6)):
@@ -392,12 +381,8 @@ class Check:
         if len(usable) < 2:
             self.note("variants", "not run: there is only one build")
         elif limit := self.begin("variants", 0.5):
-            command = [
-                sys.executable,
-                "bench/gpu_variants.py",
-                "--json",
-                self.scratch / "variants.json",
-            ]
+            command = [sys.executable, "bench/gpu_variants.py"]
+            command += ["--json", self.scratch / "variants.json"]
             command += ["--seconds", f"{0.8 * limit:.0f}"]
             ran = self.run([*command, *(f"{name}={self.site(name)}" for name in usable)], limit)
             if self.judge("variants", ran, "times as fast", "check.log", enough=60.0):
@@ -407,16 +392,9 @@ class Check:
         """Figures only: whatever keeps ncu from giving them is no failure of ours."""
         if not (limit := self.begin("ncu", 0.4, "ncu")):
             return
-        command = [
-            "ncu",
-            "--clock-control",
-            "none",
-            "--kernel-name",
-            "regex:sum_kernel",
-            "--launch-skip",
-            2,
-        ]
-        command += ["--launch-count", 1, "--metrics", ",".join(METRICS)]
+        command = ["ncu", "--clock-control", "none"]  # the card's settings are left as they are
+        command += ["--kernel-name", "regex:sum_kernel", "--launch-skip", "2"]
+        command += ["--launch-count", "1", "--metrics", ",".join(METRICS)]
         ran = self.run([*command, sys.executable, "-c", SUM_KERNEL], min(limit, 60.0))
         if ran.status == 0 and (line := ran.line("gpu__time_duration")):
             self.note("ncu", f"passed: {' '.join(line.split())}", ran.seconds)
@@ -450,13 +428,8 @@ class Check:
         query = ["clocks.sm", "clocks.mem", "power.draw", "temperature.gpu"]
         path = self.scratch / "clocks"
         with path.open("wb") as file:
-            command = [
-                "nvidia-smi",
-                f"--query-gpu={','.join(query)}",
-                "--format=csv,noheader,nounits",
-                "-l",
-                "3",
-            ]
+            command = ["nvidia-smi", f"--query-gpu={','.join(query)}"]
+            command += ["--format=csv,noheader,nounits", "-l", "3"]
             process = self.start(command, file)
         try:
             yield
@@ -504,9 +477,7 @@ class Check:
 
     def everything(self) -> int:
         self.versions()
-        if "GPU 0" not in (
-            self.run(["nvidia-smi", "-L"], 20.0).output if self.has("nvidia-smi") else ""
-        ):
+        if not self.has("nvidia-smi") or not self.run(["nvidia-smi", "-L"], 20.0).line("^GPU "):
             self.note("build", "not run: no NVIDIA GPU here, says nvidia-smi")
             return 2
         if self.wheels:
@@ -517,25 +488,29 @@ class Check:
             self.note("build", f"not run: this needs {', '.join(lacking)}")
             return 2
         usable = self.built(self.build())
-        if "default" in usable:
-            if missing["tests"]:
-                self.note("tests", f"not run: they need {', '.join(missing['tests'])}")
-            else:
-                self.tests()
-            if missing["bench"]:
-                self.note("bench", f"not run: it needs {', '.join(missing['bench'])}")
-            else:
-                with self.watched_clocks():
-                    self.bench()
-                    self.variants(usable)
-            self.profile()
-            self.run(["nvidia-smi", "-q", "-d", "CLOCK"], 20.0)
-            self.figures()
-            if missing["bench"]:
-                self.note("sanitizers", f"not run: they need {', '.join(missing['bench'])}")
-            else:
-                self.sanitizers()
-        return int(any(step["result"].startswith("failed") for step in self.steps))
+        if "default" not in usable:
+            return 1 if self.failed() else 2
+        if missing["tests"]:
+            self.note("tests", f"not run: they need {', '.join(missing['tests'])}")
+        else:
+            self.tests()
+        if missing["bench"]:
+            self.note("bench", f"not run: it needs {', '.join(missing['bench'])}")
+        else:
+            with self.watched_clocks():
+                self.bench()
+                self.variants(usable)
+        self.profile()
+        self.run(["nvidia-smi", "-q", "-d", "CLOCK"], 20.0)
+        self.figures()
+        if missing["bench"]:
+            self.note("sanitizers", f"not run: they need {', '.join(missing['bench'])}")
+        else:
+            self.sanitizers()
+        return int(self.failed())
+
+    def failed(self) -> bool:
+        return any(step["result"].startswith("failed") for step in self.steps)
 
 
 class TestRun:
@@ -549,20 +524,18 @@ class TestRun:
 
     def everything(self) -> None:
         journal = self.check.scratch / "journal"
-        files = sorted(path.relative_to(ROOT) for path in ROOT.glob("tests/test_cuda*.py"))
+        files = [path for path in ROOT.glob("tests/test_*.py") if "gpu.marks" in path.read_text()]
         while True:
             known = len(self.outcomes)
-            finished = self.process(journal, PATIENCE, "-m", "cuda", *files)
+            finished = self.process(journal, PATIENCE, "-m", "cuda", *sorted(files))
             failures = sum(o not in ("passed", "skipped", "slow") for o in self.outcomes.values())
             stuck = len(self.outcomes) == known
             if finished or stuck or failures >= MOST_FAILURES or time.monotonic() > self.end:
                 return
 
     def slow_ones_again(self) -> None:
-        left = self.left
-        for number, test in enumerate(
-            [t for t, outcome in self.outcomes.items() if outcome == "slow"]
-        ):
+        left, slow = self.left, [test for test, o in self.outcomes.items() if o == "slow"]
+        for number, test in enumerate(slow):
             stopped_after = PATIENCE
             if self.end - time.monotonic() > LEAST:
                 self.process(self.check.scratch / f"journal{number}", MORE_PATIENCE, test)
@@ -603,16 +576,8 @@ class TestRun:
 def pytest_command(journal: Path, patience: float, *what: Any) -> list[Any]:
     """The arguments of python3; a journal that is not there yet is begun."""
     journal.touch()
-    options = [
-        "-p",
-        "gpu_watch",
-        "--journal",
-        journal,
-        "--patience",
-        patience,
-        "-p",
-        "no:cacheprovider",
-    ]
+    options: list[Any] = ["-p", "gpu_watch", "--journal", journal, "--patience", patience]
+    options += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
     options += ["-v", "--tb=short", "--no-summary", f"--maxfail={MOST_FAILURES}"]
     return ["-m", "pytest", *options, *what]
 
@@ -655,6 +620,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("check.log", "build.log", "tests.log", "sanitizer.log", "summary.json"):
         (folder / name).unlink(missing_ok=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is stopped leaves no memory behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         check = Check(folder, wheels, Path(scratch))

@@ -60,7 +60,8 @@ def check(dtypes: tuple[Any, ...], special: bool) -> int:
     weights, grads, offsets = [], [], []
     for dtype in dtypes:
         block = BLOCK // np.dtype(dtype).itemsize
-        for count in (0, 1, 7, block // 16 + 1, block - 1, block, block + 1, 5 * block + 3):
+        parts = (block // 64 + 1, block // 16 + 1, block // 4 + 1)  # past a row, 4, and a strip
+        for count in (0, 1, 7, *parts, block - 1, block, block + 1, 5 * block + 3):
             for offset in (0, 1):  # with the widest accesses, and where they are not possible
                 weights.append(numbers(rng, dtype, count, special))
                 grads.append(numbers(rng, dtype, count, False))

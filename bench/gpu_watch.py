@@ -35,6 +35,8 @@ class Watch:
         self.journal, self.patience = journal, patience
         self.stderr = os.fdopen(os.dup(2), "w")  # the tests' own is captured
         self.outcome = "passed"
+        # The machine's first use of the GPU may hang as well.
+        faulthandler.dump_traceback_later(10 * patience, exit=True, file=self.stderr)
 
     def write(self, **words: Any) -> None:
         with self.journal.open("a") as file:
@@ -46,8 +48,14 @@ class Watch:
         items[:] = [item for item in items if item.nodeid not in known]
         self.write(left=len(items))
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            print(f"\n{report.nodeid}:\n{report.longreprtext}", file=self.stderr, flush=True)
+            self.write(test=report.nodeid, outcome="not collected")
+
     def pytest_collection_finish(self) -> None:
         lost()  # makes the context on the GPU, whose time is not the first test's
+        faulthandler.cancel_dump_traceback_later()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
