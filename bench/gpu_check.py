@@ -283,14 +283,12 @@ class Check:
         modules = [module for step in PACKAGES.values() for module in step]
         ran = self.run([sys.executable, "-c", LACKS, *modules], 60.0)
         lacks = dict(re.findall(r"^lacks (\S+) (\S+)", ran.output, re.MULTILINE))
-        missing = {
-            step: [
-                package or lacks[module].replace("_", "-")
-                for module, package in packages.items()
-                if module in lacks
-            ]
-            for step, packages in PACKAGES.items()
-        }
+        missing: dict[str, list[str]] = {step: [] for step in PACKAGES}
+        for step, packages in PACKAGES.items():
+            for module in packages.keys() & lacks.keys():
+                # What is not there may also be what a package that is there needs.
+                lacking = packages[module] if lacks[module] == module else ""
+                missing[step].append(lacking or lacks[module].replace("_", "-"))
         if names := [name for packages in missing.values() for name in packages]:
             python = f"{sys.version_info[0]}.{sys.version_info[1]}"
             self.say(
@@ -312,11 +310,12 @@ class Check:
             target = self.site(name)
             options = ["FUSED_PENALTIES_CUDA=ON", "CMAKE_CUDA_ARCHITECTURES=native"]
             options += [f"CMAKE_CUDA_FLAGS={flags}"] if flags else []
-            command = [*PIP, "--no-build-isolation", "--target", target, "."]
+            command = [*PIP, "-v", "--no-build-isolation", "--target", target, "."]
             for option in options:
                 command += ["-C", f"cmake.define.{option}"]
             with (self.scratch / f"{target.name}.log").open("wb") as log:
-                processes[name] = self.start(command, log)
+                # Where processors are few, the first one is done first.
+                processes[name] = self.start(["nice", *command] if flags else command, log)
         builds = {}
         for name, process in processes.items():
             status = ended(process, start + limit - time.monotonic())
@@ -596,7 +595,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGABRT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(2.0)
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # as soon as none of the group is left
+        # ninja has its compilers in groups of their own, and ends them only if it is asked to end.
+        os.killpg(process.pid, signal.SIGTERM)
+        for _ in range(20):
+            time.sleep(0.1)
+            os.killpg(process.pid, 0)
         os.killpg(process.pid, signal.SIGKILL)
     # One that the driver holds does not even end then, and must not hold this one up.
     with suppress(subprocess.TimeoutExpired):
