@@ -70,7 +70,7 @@ class Twins:
                 roots[low] = root, size
                 size += high - low + 64
         self.memory = values.aligned_bytes(size)
-        self.memory[:] = np.arange(size) % 251
+        self.memory[:] = np.resize(np.arange(251, dtype=np.uint8), size)
         for low, (root, at) in roots.items():
             count = _bounds(root)[1] - low
             self.memory[at : at + count] = np.frombuffer(_bytes_at(low, count), np.uint8)

@@ -203,12 +203,15 @@ def true_sums(x: np.ndarray) -> tuple[Fraction, Fraction]:
     flat = reading_order(x)
     if flat.dtype == BFLOAT16:
         flat = _widened_bfloat16(flat)
-    a = s = 0
-    for value in flat.astype(np.float64).tolist():
-        units = Exact([value]).units
-        a += units
-        s += units * units
-    return Fraction(a, 1 << UNIT_BITS), Fraction(s, 1 << 2 * UNIT_BITS)
+    fractions, exponents = np.frexp(np.abs(flat.astype(np.float64)))
+    a = s = Fraction(0)
+    for exponent in np.unique(exponents).tolist():
+        # A fraction of float64 has 53 bits: times 2^53 it is an integer.
+        integers = np.ldexp(fractions[exponents == exponent], 53).astype(np.int64).tolist()
+        unit = Fraction(2) ** (exponent - 53)
+        a += sum(integers) * unit
+        s += sum(integer * integer for integer in integers) * unit**2
+    return a, s
 
 
 def to_bits(value: float) -> int:
@@ -223,4 +226,5 @@ def from_bits(bits: int) -> float:
 
 def hexes(values: Iterable[float]) -> list[str]:
     """The bits of float64 values as text: what the tests compare, so that NaN and -0 count too."""
-    return [f"{to_bits(value):016x}" for value in values]
+    bits = np.fromiter(values, np.float64).view(np.uint64)
+    return [f"{one:016x}" for one in bits.tolist()]

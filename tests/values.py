@@ -38,9 +38,11 @@ def make(kind: str, dtype: str, count: int, seed: int = 0) -> np.ndarray:
 def assorted(dtype: str, count: int, seed: int = 0) -> np.ndarray:
     """`count` weights that each are of any kind: zeros, subnormals and NaN among normal ones."""
     kinds = ["normal", "normal", "normal", "spread", "zeros", "subnormal", "extreme", "any bits"]
-    made = np.stack([make(kind, dtype, count, seed + k) for k, kind in enumerate(kinds)])
     choice = np.random.default_rng([seed, count]).integers(len(kinds), size=count)
-    x = made[choice, np.arange(count)]
+    x = np.empty(count, oracle.DTYPES[dtype])
+    for k, kind in enumerate(kinds):
+        chosen = choice == k
+        x[chosen] = make(kind, dtype, np.count_nonzero(chosen), seed + k)
     special = [np.nan, np.inf, -np.inf]
     at = np.flatnonzero(choice == 0)[: len(special)]
     x[at] = special[: len(at)]
