@@ -25,8 +25,9 @@ PARTS = {
 def warp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, which ends at the first access beyond an array and at undefined behaviour."""
     flags = "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all"
-    options = [f"-DCMAKE_CXX_FLAGS={flags}", "-DFUSED_PENALTIES_CUDA=OFF"]
-    return build(tmp_path_factory.mktemp("warp"), *options, target="warp")
+    # In the place of -O3, which takes twice as long to compile and runs no faster.
+    option = f"-DCMAKE_CXX_FLAGS_RELEASE={flags}"
+    return build(tmp_path_factory.mktemp("warp"), option, target="warp")
 
 
 @pytest.mark.parametrize("part", PARTS)
