@@ -38,6 +38,7 @@ def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     package = folder / "package" / "fused_penalties"
     options = {
         "FUSED_PENALTIES_CUDA": "EMULATED",
+        "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # compiles faster; the tests take as long with it
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
         "SKBUILD_PROJECT_VERSION_FULL": fp.__version__,
@@ -66,10 +67,14 @@ def test_it_is_the_emulation(python_path: str) -> None:
     assert [str(Path(package).parents[1]), str(Path(stand_in).parent)] == folders
 
 
-def test_everything_for_the_gpu(python_path: str, tmp_path: Path) -> None:
+def test_everything_for_the_gpu(
+    python_path: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     files = sorted(TESTS.glob("test_cuda*.py"))
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *files]
+    if pytestconfig.getoption("--run-slow"):
+        command.append("--run-slow")
     output = run([*command, f"--junitxml={report}"], PYTHONPATH=python_path)
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = [case for case in cases if case.find("skipped") is not None]

@@ -1,4 +1,7 @@
-"""The machine code that nvcc makes of the kernels, for every architecture. No GPU is needed."""
+"""The machine code that nvcc makes of the kernels. No GPU is needed.
+
+With --run-slow for every architecture of the default build, else for one.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +150,7 @@ def disassembler() -> tuple[str, dict[str, str]]:
     return cuobjdump, environment
 
 
-def compile_command(folder: Path, source: Path) -> list[str]:
+def compile_command(folder: Path, source: Path, every_architecture: bool) -> list[str]:
     """How the build compiles a source. The last three words: the source, -o, the object."""
     cmake = shutil.which("cmake", path=PATH)
     assert cmake is not None, 'the extra "test" installs cmake'
@@ -157,6 +160,8 @@ def compile_command(folder: Path, source: Path) -> list[str]:
         "CMAKE_DISABLE_FIND_PACKAGE_OpenMP": "ON",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
     }
+    if not every_architecture:
+        options["CMAKE_CUDA_ARCHITECTURES"] = "90"
     configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja"]
     configure += [f"-D{name}={value}" for name, value in options.items()]
     environment = {**os.environ, "PATH": PATH}
@@ -195,12 +200,14 @@ def disassemble(built: Path) -> Compiled:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> dict[str, Compiled]:
     nvcc()
     disassembler()
     folder = tmp_path_factory.mktemp("machine-code")
     library = SOURCE / "csrc/cuda/launch.cu"
-    command = compile_command(folder, library)
+    command = compile_command(folder, library, pytestconfig.getoption("--run-slow"))
     sources = {"kernels": library, "parts": SOURCE / "tests/native/machine_code.cu"}
 
     def build(name: str) -> Compiled:
@@ -225,6 +232,7 @@ def parts(compiled: dict[str, Compiled]) -> Compiled:
     return compiled["parts"]
 
 
+@pytest.mark.slow
 def test_every_major_architecture_is_there(kernels: Compiled, parts: Compiled) -> None:
     listed = subprocess.check_output([nvcc(), "--list-gpu-arch"], text=True)
     numbers = sorted({int(number) for number in re.findall(r"compute_(\d+)\b", listed)})
