@@ -33,6 +33,12 @@ several = pytest.mark.skipif(
 )
 
 
+def seeds(count: int) -> pytest.MarkDecorator:
+    """A parameter for tests of random lists: a quarter of the seeds runs without --run-slow."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(count // 4, count)]
+    return pytest.mark.parametrize("seed", [*range(count // 4), *slow])
+
+
 def streams(count: int) -> list[Any]:
     """Streams that wait for no other one."""
     return [cupy.cuda.Stream(non_blocking=True) for _ in range(count)]

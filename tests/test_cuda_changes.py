@@ -231,7 +231,7 @@ def test_layouts_of_weights(layout: str) -> None:
     twins.check()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@gpu.seeds(8)
 def test_random_lists(seed: int) -> None:
     """400 lists and what 20 calls make of each: any layouts, strengths, and missing gradients."""
     rng = np.random.default_rng([seed, 2])

@@ -88,7 +88,7 @@ def test_many_arrays(regularizer: str, only: str | None) -> None:
     twins.check()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@gpu.seeds(8)
 def test_random_plans(seed: int) -> None:
     """400 lists with random strengths, each evaluated in every way, some of them twice."""
     rng = np.random.default_rng([seed, 1])

@@ -300,7 +300,7 @@ def test_two_streams_share_a_plan(names: tuple[str, str], steps: int) -> None:
     case.twins.check()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@gpu.seeds(20)
 def test_any_interleaving(seed: int) -> None:
     """40 calls on three streams and the default one, which run whenever they like."""
     rng = np.random.default_rng(seed)

@@ -120,7 +120,7 @@ def test_slices_by_cupy(dtype: str) -> None:
             assert_same_sums(fp.sums(view), fp.sums(host))
 
 
-@pytest.mark.parametrize("seed", range(16))
+@gpu.seeds(16)
 def test_random_lists(seed: int) -> None:
     """Any number of arrays of any dtype, length, alignment, layout and values: 3200 lists."""
     rng = np.random.default_rng(seed)
