@@ -526,7 +526,7 @@ class TestRun:
         files = [path for path in ROOT.glob("tests/test_*.py") if "gpu.marks" in path.read_text()]
         while True:
             known = len(self.outcomes)
-            finished = self.process(journal, PATIENCE, "-m", "cuda", *sorted(files))
+            finished = self.process(journal, PATIENCE, "-m", "cuda", "--run-slow", *sorted(files))
             failures = sum(o not in ("passed", "skipped", "slow") for o in self.outcomes.values())
             stuck = len(self.outcomes) == known
             if finished or stuck or failures >= MOST_FAILURES or time.monotonic() > self.end:
