@@ -80,6 +80,10 @@ Path(sys.argv[2]).write_text('{"results": []}')
 """,
     "gpu_short.py": "",
 }
+CONFTEST = """
+def pytest_addoption(parser):
+    parser.addoption("--run-slow", action="store_true")
+"""
 GOOD_TESTS = "def test_good(): pass"
 BAD_TESTS = """
 import ctypes, os, time
@@ -108,6 +112,7 @@ class Machine:
         for name in ("gpu_check.sh", "gpu_check.py", "gpu_watch.py"):
             shutil.copy(BENCH / name, self.root / "bench")
         (self.root / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
+        (self.root / "tests" / "conftest.py").write_text(CONFTEST)
         for name, code in SCRIPTS.items():
             (self.root / "bench" / name).write_text(code)
         for name, code in PROGRAMS.items():

@@ -26,14 +26,18 @@ inline Doubles widen_low(Floats x) { return _mm_cvtps_pd(x); }
 inline Doubles widen_high(Floats x) { return _mm_cvtps_pd(_mm_movehl_ps(x, x)); }
 // No conversion instruction yet: the half's bits, moved into place, are the float times 2^-112. The product
 // with 2^112 is exact, subnormals included; the exponent of infinities and NaNs is then filled up with ones.
+inline Floats widen_magnitudes(__m128i halves) {  // 32 bits each, their signs cleared
+    const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(halves, 13)), _mm_set1_ps(0x1p112f));
+    const __m128i special = _mm_cmpgt_epi32(halves, _mm_set1_epi32(0x7bff));
+    return _mm_or_ps(scaled, _mm_castsi128_ps(_mm_and_si128(special, _mm_set1_epi32(0x7f800000))));
+}
+inline __m128i load_halves(const uint16_t* p) {
+    return _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
+}
 inline Floats widen_halves(const uint16_t* p) {
-    const __m128i half = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), _mm_setzero_si128());
-    const __m128i bits = _mm_and_si128(half, _mm_set1_epi32(0x7fff));
-    const __m128 scaled = _mm_mul_ps(_mm_castsi128_ps(_mm_slli_epi32(bits, 13)), _mm_set1_ps(0x1p112f));
-    const __m128i special = _mm_cmpgt_epi32(bits, _mm_set1_epi32(0x7bff));
-    const __m128i sign = _mm_slli_epi32(_mm_andnot_si128(_mm_set1_epi32(0x7fff), half), 16);
-    const __m128i upper = _mm_or_si128(sign, _mm_and_si128(special, _mm_set1_epi32(0x7f800000)));
-    return _mm_or_ps(scaled, _mm_castsi128_ps(upper));
+    const __m128i halves = load_halves(p), magnitudes = _mm_and_si128(halves, _mm_set1_epi32(0x7fff));
+    return _mm_or_ps(widen_magnitudes(magnitudes),
+                     _mm_castsi128_ps(_mm_slli_epi32(_mm_xor_si128(halves, magnitudes), 16)));
 }
 inline Floats even_floats(Words w) { return _mm_castsi128_ps(_mm_slli_epi32(w, 16)); }
 inline Floats odd_floats(Words w) { return _mm_castsi128_ps(_mm_and_si128(w, _mm_set1_epi32(int(0xffff0000u)))); }
@@ -47,7 +51,9 @@ inline Words maximum(Words x, Words y) { return _mm_max_epi16(x, y); }
 inline Doubles widen_magnitude(const float* p) {
     return magnitude(_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
 }
-inline Floats widen_half_magnitudes(const uint16_t* p) { return magnitude(widen_halves(p)); }
+inline Floats widen_half_magnitudes(const uint16_t* p) {
+    return widen_magnitudes(_mm_and_si128(load_halves(p), _mm_set1_epi32(0x7fff)));
+}
 
 inline Doubles add(Doubles x, Doubles y) { return _mm_add_pd(x, y); }
 inline Floats add(Floats x, Floats y) { return _mm_add_ps(x, y); }
