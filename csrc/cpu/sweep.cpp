@@ -27,7 +27,6 @@ constexpr uint64_t kBytesPerBuffer = 1 << 10;
 // A thread takes a chunk at a time: small enough that the last ones end together, large enough that taking
 // one, and merging the buffers that its edges cut, is nothing.
 constexpr uint64_t kChunks = 128, kFewestBlocksPerChunk = 32, kMostBlocksPerChunk = 512;
-constexpr uint64_t kBlocksPerCall = 64;
 
 std::atomic<bool> forked{false};
 
@@ -225,10 +224,11 @@ private:
     void each_block(const Piece& piece, const Visit& visit) {
         const Span& span = work_.spans[piece.buffer];
         const auto kernel = work_.kernels.block_sums[int(span.dtype)];
-        BlockSums sums[kBlocksPerCall];
+        // Block by block: while the integers of one are added, the next one is read.
         const auto one_block = [&](const unsigned char* data, int n) {
-            kernel(data, uint64_t(n), sums);
-            visit(sums[0]);
+            BlockSums sums;
+            kernel(data, uint64_t(n), &sums);
+            visit(sums);
         };
         if (change_) {
             const Changer changer(*change_, work_.kernels, span, piece.buffer);
@@ -237,11 +237,8 @@ private:
         const uint64_t each = uint64_t(block_elements(span.dtype));
         const uint64_t stop = std::min(piece.end * each, span.count);
         if (in_place(span)) {
-            for (uint64_t at = piece.first * each; at < stop; at += kBlocksPerCall * each) {
-                const uint64_t count = std::min(kBlocksPerCall * each, stop - at);
-                kernel(span.data + at * uint64_t(itemsize(span.dtype)), count, sums);
-                for (uint64_t b = 0; b * each < count; ++b) visit(sums[b]);
-            }
+            for (uint64_t at = piece.first * each; at < stop; at += each)
+                one_block(span.data + at * uint64_t(itemsize(span.dtype)), int(std::min(each, stop - at)));
         } else {
             Walk walk(span, piece.first * each);
             unsigned char block[kBlockBytes];
