@@ -25,10 +25,9 @@ from threadpoolctl import threadpool_limits
 
 import fused_penalties as fp
 from reporting import Contenders, Report
-from weights import memory
+from weights import OFFSETS, memory
 
 BIG, IN_CACHE = 512 << 20, 256 << 10
-OFFSETS = (0, 16)  # bytes past a cache line
 
 
 def numbers(count: int, dtype: Any, offset: int) -> np.ndarray:

@@ -21,10 +21,9 @@ from threadpoolctl import threadpool_limits
 import fused_penalties as fp
 from fused_penalties.regularizers import L1L2
 from reporting import Contenders, Report
-from weights import memory, values
+from weights import OFFSETS, memory, values
 
 L1, L2 = 1e-5, 1e-4
-OFFSETS = (0, 16)  # bytes past a cache line
 
 
 def placed(x: np.ndarray, offset: int) -> np.ndarray:

@@ -65,7 +65,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     for report in reporter.stats.get("skipped", []):
         reason = report.longrepr[2]
-        if not re.search(r"\b(GPU|CUDA|processor|this Python)\b", reason):
+        if not re.search(r"\b(GPU|no CUDA compiler|processor|this Python)\b", reason):
             reporter.write_line(f"must not be skipped here: {report.nodeid}: {reason}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -72,8 +72,9 @@ def test_without_a_wish_the_fastest_isa_is_taken() -> None:
         assert (active, why) == (widest, "the widest that this processor has")
 
 
-def test_an_isa_that_was_asked_for_says_so() -> None:
-    assert json.loads(fresh.output(WHY, FUSED_PENALTIES_ISA="scalar")) == ["scalar", "asked for"]
+@pytest.mark.parametrize("name", fp._core.supported_isas())
+def test_an_isa_that_was_asked_for_says_so(name: str) -> None:
+    assert json.loads(fresh.output(WHY, FUSED_PENALTIES_ISA=name)) == [name, "asked for"]
 
 
 NOT_SUPPORTED = ["sse9", "AVX 2", "avx2 ", "../avx2"]

@@ -12,6 +12,7 @@ using Doubles = __m512d;
 using Floats = __m512;
 using Words = __m512i;
 constexpr int kDoubles = 8;
+constexpr int kGroups = 1;  // of eight sums each: they hold a whole row
 
 inline Doubles zero(Doubles) { return _mm512_setzero_pd(); }
 inline Floats zero(Floats) { return _mm512_setzero_ps(); }
@@ -76,7 +77,7 @@ inline void store_bfloats(uint16_t* p, Floats x) {
 }
 inline Floats broadcast(Floats, double x) { return _mm512_set1_ps(float(x)); }
 inline Doubles broadcast(Doubles, double x) { return _mm512_set1_pd(x); }
-// x + y. Half of the magnitudes are added by the unit for products, times one: the other unit has the conversions.
+// As in avx2.cpp.
 inline Doubles add_elsewhere(Doubles x, Doubles y) { return multiply_add(y, broadcast(y, 1.0), x); }
 inline Floats add_elsewhere(Floats x, Floats y) { return multiply_add(y, broadcast(y, 1.0), x); }
 inline Floats subtract(Floats x, Floats y) { return _mm512_sub_ps(x, y); }

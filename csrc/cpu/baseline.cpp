@@ -12,6 +12,7 @@ using Doubles = __m128d;
 using Floats = __m128;
 using Words = __m128i;
 constexpr int kDoubles = 2;
+constexpr int kGroups = 1;  // of eight sums each: there are 16 registers
 
 inline Doubles zero(Doubles) { return _mm_setzero_pd(); }
 inline Floats zero(Floats) { return _mm_setzero_ps(); }
@@ -48,9 +49,7 @@ inline Words magnitude(Words w) { return _mm_and_si128(w, _mm_set1_epi16(0x7fff)
 inline Words maximum(Words x, Words y) { return _mm_max_epi16(x, y); }
 
 // The magnitudes of floats and of halves, widened.
-inline Doubles widen_magnitude(const float* p) {
-    return magnitude(_mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
-}
+inline Doubles widen_magnitude(const float* p) { return magnitude(widen(p)); }
 inline Floats widen_half_magnitudes(const uint16_t* p) {
     return widen_magnitudes(_mm_and_si128(load_halves(p), _mm_set1_epi32(0x7fff)));
 }

@@ -3,9 +3,9 @@
 // flags has a name that the linker could hand to anybody else.
 //
 // A block is read as it lies in memory, strip after strip, row after row: one sequential stream, which every
-// processor's own prefetcher follows. Four registers hold sums of magnitudes and four hold sums of squares. Where a row
-// has more lanes than that, a strip is read in several passes, each over its part of every row; all but the first find
-// the strip's 2 KiB in cache.
+// processor's own prefetcher follows. A group is four registers of sums of magnitudes and four of sums of squares; with
+// enough registers there are two (kGroups). Where a row has more lanes than they hold, a strip is read in several
+// passes, each over its part of every row; all but the first find the strip's 2 KiB in cache.
 //
 // The primitives: Doubles, Floats and Words are one register of kDoubles doubles, of twice as many floats, of
 // four times as many 16-bit words. The body keeps them in plain variables, never in arrays or classes: a register
@@ -23,7 +23,7 @@
 constexpr int kFloats = 2 * kDoubles;
 constexpr int kWords = 4 * kDoubles;
 
-// The element types. A pass takes kPass elements of a row, and a register holds the lanes of kEach of them. `load`
+// The element types. A group takes kGroup elements of a row, and a register holds the lanes of kEach of them. `load`
 // gives their magnitudes and, for bfloat16, gathers the largest bits. bfloat16 lanes come with the even elements in x0
 // and x1 and the odd ones in x2 and x3 (kOrders = 2), which costs nothing: of all folds only the very last adds an even
 // lane to an odd one.
@@ -33,7 +33,7 @@ struct Float32 {
     using Real = double;
     using Vector = Doubles;
     static constexpr int kEach = kDoubles;
-    static constexpr int kPass = 4 * kEach;
+    static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 1;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
         x0 = widen_magnitude(p);
@@ -50,13 +50,13 @@ struct Float64 {
     using Real = double;
     using Vector = Doubles;
     static constexpr int kEach = kDoubles;
-    static constexpr bool kTwo = kRowBytes / 8 == 2 * kEach;  // registers hold a whole row: those of AVX-512
-    static constexpr int kPass = kTwo ? 2 * kEach : 4 * kEach;
+    static constexpr bool kHalf = kRowBytes / 8 == 2 * kEach;  // of a group holds a whole row: under AVX-512
+    static constexpr int kGroup = kHalf ? 2 * kEach : 4 * kEach;
     static constexpr int kOrders = 1;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
         x0 = magnitude(load_doubles(p));
         x1 = magnitude(load_doubles(p + kDoubles));
-        if (kTwo) return;
+        if (kHalf) return;
         x2 = magnitude(load_doubles(p + 2 * kDoubles));
         x3 = magnitude(load_doubles(p + 3 * kDoubles));
     }
@@ -68,7 +68,7 @@ struct Float16 {
     using Real = float;
     using Vector = Floats;
     static constexpr int kEach = kFloats;
-    static constexpr int kPass = 4 * kEach;
+    static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 1;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
         x0 = widen_half_magnitudes(p);
@@ -84,7 +84,7 @@ struct BFloat16 {
     using Real = float;
     using Vector = Floats;
     static constexpr int kEach = kFloats;
-    static constexpr int kPass = 4 * kEach;
+    static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 2;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words& largest) {
         const Words w0 = magnitude(load_words(p)), w1 = magnitude(load_words(p + kWords));
@@ -102,7 +102,7 @@ struct WideBFloat16 {
     using Real = double;
     using Vector = Doubles;
     static constexpr int kEach = kDoubles;
-    static constexpr int kPass = 4 * kEach;
+    static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 2;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
         const Words w = magnitude(load_words(p));
@@ -155,11 +155,10 @@ struct Lanes {
     double folded() const {
         constexpr int kEach = kColumns / kOrders, kHalf = kEach / 2;
         alignas(64) double lanes[kOrders * kHalf];
-        for (int order = 0; order < kOrders; ++order)
-            FUSED_PENALTIES_UNROLL(16)
-            for (int i = 0; i < kHalf; i += kDoubles)
-                store_doubles(lanes + order * kHalf + i,
-                              add(column<kCount>(order * kEach + i), column<kCount>(order * kEach + kHalf + i)));
+        for (int order = 0; order < kOrders; ++order) FUSED_PENALTIES_UNROLL(16)
+        for (int i = 0; i < kHalf; i += kDoubles)
+            store_doubles(lanes + order * kHalf + i,
+                          add(column<kCount>(order * kEach + i), column<kCount>(order * kEach + kHalf + i)));
         const double even = fold_lanes<kHalf>(lanes);
         return kOrders == 1 ? even : even + fold_lanes<kHalf>(lanes + kHalf);
     }
@@ -180,37 +179,33 @@ struct Block {
     using Element = typename Type::Element;
     using Vector = typename Type::Vector;
 
-    static constexpr int kColumns = kRowBytes / int(sizeof(Element));
-    static constexpr int kStripElements = kRows * kColumns;
-
+    static constexpr int kColumns = canon::columns<Type>;
+    static constexpr int kStripElements = canon::strip_elements<Type>;
     static constexpr int kEach = Type::kEach;
-    static constexpr bool kFour = Type::kPass == 4 * kEach;
+    static constexpr bool kFour = Type::kGroup == 4 * kEach;                    // registers, else two
+    static constexpr bool kTwo = kGroups == 2 && kColumns >= 2 * Type::kGroup;  // groups in a pass
+    static constexpr int kPass = kTwo ? 2 * Type::kGroup : Type::kGroup;
 
     Lanes<typename Type::Real, kColumns, Type::kOrders> a, s;
 
-    // One pass over `rows` rows of a strip at `p`, and a last row at `last` if there is one.
-    void pass(int strip, int column, const Element* p, int rows, const Element* last, Words& largest_yet) {
-        Vector a0 = zero(Vector{}), a1 = a0, a2 = a0, a3 = a0, s0 = a0, s1 = a0, s2 = a0, s3 = a0;
-        Words largest = largest_yet;  // in a register
-        const auto add_row = [&](const Element* row) {
-            Vector x0 = zero(Vector{}), x1 = x0, x2 = x0, x3 = x0;
-            Type::load(row + column, x0, x1, x2, x3, largest);
-            a0 = add(a0, x0);
-            a1 = add(a1, x1);
-            s0 = Type::add_square(s0, x0);
-            s1 = Type::add_square(s1, x1);
-            if (!kFour) return;
-            a2 = add_elsewhere(a2, x2);
-            a3 = add_elsewhere(a3, x3);
-            s2 = Type::add_square(s2, x2);
-            s3 = Type::add_square(s3, x3);
-        };
-        // Left alone, GCC unrolls all rows of a strip, loads them out of their order, and then waits for one long chain
-        // of additions: half the speed.
-        FUSED_PENALTIES_UNROLL(2)
-        for (int row = 0; row < rows; ++row) add_row(p + row * kColumns);
-        if (last) add_row(last);
-        largest_yet = largest;
+    // Adds the elements of one group at `p` to its sums.
+    static void add_group(const Element* p, Vector& a0, Vector& a1, Vector& a2, Vector& a3, Vector& s0, Vector& s1,
+                          Vector& s2, Vector& s3, Words& largest) {
+        Vector x0 = zero(Vector{}), x1 = x0, x2 = x0, x3 = x0;
+        Type::load(p, x0, x1, x2, x3, largest);
+        a0 = add(a0, x0);
+        a1 = add(a1, x1);
+        s0 = Type::add_square(s0, x0);
+        s1 = Type::add_square(s1, x1);
+        if (!kFour) return;
+        a2 = add_elsewhere(a2, x2);
+        a3 = add_elsewhere(a3, x3);
+        s2 = Type::add_square(s2, x2);
+        s3 = Type::add_square(s3, x3);
+    }
+
+    void store_group(int strip, int column, Vector a0, Vector a1, Vector a2, Vector a3, Vector s0, Vector s1, Vector s2,
+                     Vector s3) {
         const int even = column / Type::kOrders;
         const int odd = Type::kOrders == 2 ? kColumns / 2 + even : even + 2 * kEach;
         auto *a_lanes = a.strips[strip], *s_lanes = s.strips[strip];
@@ -225,12 +220,31 @@ struct Block {
         store_lanes(s_lanes + odd + kEach, s3);
     }
 
+    // One pass over `rows` rows of a strip at `p`, and a last row at `last` if there is one.
+    void pass(int strip, int column, const Element* p, int rows, const Element* last, Words& largest_yet) {
+        const Vector none = zero(Vector{});
+        Vector a0 = none, a1 = none, a2 = none, a3 = none, s0 = none, s1 = none, s2 = none, s3 = none;
+        Vector b0 = none, b1 = none, b2 = none, b3 = none, t0 = none, t1 = none, t2 = none, t3 = none;
+        Words largest = largest_yet;  // in a register
+        const auto add_row = [&](const Element* row) {
+            add_group(row + column, a0, a1, a2, a3, s0, s1, s2, s3, largest);
+            if (kTwo) add_group(row + column + Type::kGroup, b0, b1, b2, b3, t0, t1, t2, t3, largest);
+        };
+        // Left alone, GCC unrolls all rows of a strip, loads them out of their order, and then waits for one long chain
+        // of additions: half the speed.
+        FUSED_PENALTIES_UNROLL(2)
+        for (int row = 0; row < rows; ++row) add_row(p + row * kColumns);
+        if (last) add_row(last);
+        largest_yet = largest;
+        store_group(strip, column, a0, a1, a2, a3, s0, s1, s2, s3);
+        if (kTwo) store_group(strip, column + Type::kGroup, b0, b1, b2, b3, t0, t1, t2, t3);
+    }
+
     // Reads no element that is not there: a row that ends early is read from a copy padded with zeros.
     BlockSums sums(const Element* p, int n, Words& largest) {
         int strip = 0;
         for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements)
-            for (int column = 0; column < kColumns; column += Type::kPass)
-                pass(strip, column, p, kRows, nullptr, largest);
+            for (int column = 0; column < kColumns; column += kPass) pass(strip, column, p, kRows, nullptr, largest);
         if (n > 0) {
             const int rows = n / kColumns, rest = n % kColumns;
             Element padded[kColumns];
@@ -238,7 +252,7 @@ struct Block {
                 memcpy(padded, p + rows * kColumns, size_t(rest) * sizeof(Element));
                 memset(padded + rest, 0, size_t(kColumns - rest) * sizeof(Element));
             }
-            for (int column = 0; column < kColumns; column += Type::kPass)
+            for (int column = 0; column < kColumns; column += kPass)
                 pass(strip, column, p, rows, rest ? padded : nullptr, largest);
             ++strip;
         }
@@ -263,7 +277,7 @@ inline BlockSums sums_of(const typename Type::Element* p, int n, Words& largest)
 template <class Type>
 void block_sums(const void* data, uint64_t count, BlockSums* out) {
     using Element = typename Type::Element;
-    constexpr int kElements = kBlockBytes / int(sizeof(Element));
+    constexpr int kElements = canon::block_elements<Type>;
     const Element* p = static_cast<const Element*>(data);
     for (; count > 0; ++out) {
         const int n = count < uint64_t(kElements) ? int(count) : kElements;

@@ -67,8 +67,8 @@ bool has_avx512() {
            all(cpuid(7).ebx, bit(16) | bit(17) | bit(30) | bit(31));  // F, DQ, BW, VL
 }
 
-// Zen 4, the one of AMD's family 19h that has AVX-512, does 512-bit operations in halves, and conversions at even less
-// than half the speed: in cache, float32 and float16 take a tenth longer than under AVX2, and nothing gains as much.
+// Zen 4, the one of AMD's family 19h that has AVX-512, does 512-bit operations in halves, and conversions slower still:
+// in cache, float32 and float16 take a tenth longer than under AVX2. (From memory, AVX-512 is 3 % faster there.)
 bool halves_avx512() {
     const Registers vendor = cpuid(0);
     const unsigned signature = cpuid(1).eax;
@@ -116,6 +116,7 @@ const Kernels& fastest() {
 }
 
 std::atomic<const Kernels*> active{nullptr};
+std::atomic<bool> asked_for{false};
 
 }  // namespace
 
@@ -137,21 +138,26 @@ const Kernels& active_kernels() {
     if (!kernels) {
         // Two threads may both come here; they choose the same.
         const char* forced = std::getenv("FUSED_PENALTIES_ISA");
-        kernels = forced && *forced ? &find(forced, "FUSED_PENALTIES_ISA=") : &fastest();
+        const bool asked = forced && *forced;
+        kernels = asked ? &find(forced, "FUSED_PENALTIES_ISA=") : &fastest();
+        asked_for.store(asked, std::memory_order_relaxed);
         active.store(kernels, std::memory_order_release);
     }
     return *kernels;
 }
 
 std::string why_isa() {
-    const Kernels& kernels = active_kernels();
-    if (&kernels != &fastest()) return "asked for";
+    active_kernels();
+    if (asked_for.load(std::memory_order_relaxed)) return "asked for";
     for (const Isa& isa : kIsas)
         if (isa.supported() && isa.slow())
             return std::string("faster here than ") + isa.kernels->name + ", which this processor runs in halves";
     return "the widest that this processor has";
 }
 
-void use_isa(const std::string& name) { active.store(&find(name, "instruction set "), std::memory_order_release); }
+void use_isa(const std::string& name) {
+    active.store(&find(name, "instruction set "), std::memory_order_release);
+    asked_for.store(true, std::memory_order_relaxed);
+}
 
 }  // namespace fused_penalties

@@ -12,6 +12,7 @@ using Doubles = float64x2_t;
 using Floats = float32x4_t;
 using Words = uint16x8_t;
 constexpr int kDoubles = 2;
+constexpr int kGroups = 2;  // of eight sums each: there are 32 registers
 
 inline Doubles zero(Doubles) { return vdupq_n_f64(0); }
 inline Floats zero(Floats) { return vdupq_n_f32(0); }
