@@ -381,6 +381,21 @@ def test_upstream_of_any_kind(kind: Any) -> None:
     assert g.tolist() == [[-1, 1], [1, -1]]
 
 
+@pytest.mark.parametrize("call", [fp.Plan.add_grad, fp.Plan.value_and_grad])
+def test_known_gradients_whose_shape_was_set(call: Any) -> None:
+    w = values.make("normal", "float32", 600).reshape(20, 30)
+    plan, g = fp.Plan(gpu.on_gpu(w), L1(0.5)), gpu.on_gpu(np.zeros_like(w))
+    call(plan, [g])
+    known = g.tolist()
+    g.shape = (30, 20)
+    with pytest.raises(ValueError, match=r"\(30, 20\)"):
+        call(plan, [g])
+    g.shape = (20, 30)
+    assert g.tolist() == known
+    call(plan, [g])
+    assert g.tolist() == (2 * np.array(known)).tolist()
+
+
 def test_more_lists_of_gradients_than_a_plan_remembers() -> None:
     w = values.make("normal", "float32", 9000)
     plan, on_cpu = fp.Plan(gpu.on_gpu(w), L1L2(0.1, 0.3)), fp.Plan(w, L1L2(0.1, 0.3))

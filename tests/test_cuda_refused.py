@@ -156,11 +156,11 @@ def many(w: Any) -> float:
     ],
 )
 def test_a_driver_that_is_too_old(driver: int, reason: str) -> None:
-    cupy._lib.emulated_driver(driver)
+    before = cupy._lib.emulated_driver(driver)
     try:
         available = fp.cuda.is_available.__wrapped__()
     finally:
-        cupy._lib.emulated_driver(13000)
+        cupy._lib.emulated_driver(before)
     assert not available
     assert str(available) == f"{reason} (cudaErrorInsufficientDriver)"
 

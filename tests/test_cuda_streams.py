@@ -434,7 +434,101 @@ def test_a_plan_whose_stream_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         with second:
             assert_same(result, wanted)
             assert_same(fp.Plan(weights.gpu, some(n)).value(), wanted)
-        assert not _device._left
+    _device._let_go()  # that of the last plan too
+    assert not _device._left
+
+
+def another_takes_the_place_of(streams: list[Any]) -> None:
+    """Destroys the only stream of the list, and puts one into it that has its handle."""
+    handle = streams.pop().ptr
+    streams += gpu.streams(1)
+    assert not gpu.EMULATED or streams[0].ptr == handle
+
+
+def test_a_plan_whose_only_stream_is_gone() -> None:
+    """Memory is taken there and used there, still when another stream has its handle."""
+    weights = Twins(arrays())
+    n = len(weights.gpu)
+    wanted = fp.Plan(weights.host, some(n)).value()
+    cupy.cuda.Device().synchronize()
+    streams = gpu.streams(1)
+    with streams[0]:
+        plan = fp.Plan(weights.gpu, some(n))
+        streams[0].synchronize()
+        result = plan.value()
+    another_takes_the_place_of(streams)
+    del plan
+    streams[0].synchronize()  # writes into memory that it was given
+    cupy.cuda.Device().synchronize()
+    with streams[0]:
+        assert_same(result, wanted)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize("clip", [False, True])
+def test_gradients_whose_stream_is_gone(clip: bool, forgotten: bool) -> None:
+    """So is the plan, or it has forgotten them; the plan's own memory is another stream's."""
+    w = values.make("normal", "float32", 30_001)
+    many = [Twins([values.make("normal", "float32", 30_001, seed)]) for seed in range(20)]
+    call = fp.Plan.clip_grad_norm if clip else fp.Plan.add_grad
+    weights = gpu.on_gpu(w)
+    cupy.cuda.Device().synchronize()
+    (second,) = gpu.streams(1)
+    with second:
+        plan, on_cpu = fp.Plan(weights, L1L2(0.1, 0.3)), fp.Plan(w, L1L2(0.1, 0.3))
+        second.synchronize()
+    streams = gpu.streams(1)
+    with streams[0]:
+        call(plan, many[0].gpu, 0.5)
+        gpu.step(streams[0], 2)
+    another_takes_the_place_of(streams)
+    with second:
+        for other in many[1:] if forgotten else ():
+            call(plan, other.gpu, 0.5)
+            call(on_cpu, other.host, 0.5)
+    if not forgotten:
+        del plan
+    streams[0].synchronize()  # writes into memory that it was given
+    cupy.cuda.Device().synchronize()
+    call(on_cpu, many[0].host, 0.5)
+    for twins in many:
+        twins.check()
+
+
+@gpu.emulation
+def test_memory_of_forgotten_gradients_does_not_pile_up() -> None:
+    """Though the plan's last work is never done when the next comes."""
+    w = values.make("normal", "float32", 1000)
+    grads = gpu.on_gpu(np.zeros(2000, np.float32))
+    plan = fp.Plan(gpu.on_gpu(w), L1(0.1))
+    cupy.cuda.Device().synchronize()
+    null = cupy.cuda.Stream.null
+    for k in range(200):
+        plan.add_grad([grads[k : k + 1000]])
+        behind = cupy._lib.emulated_waiting(0, null.ptr)
+        gpu.step(null, max(0, behind - 10))
+        assert not null.done
+    assert len(_device._left) < 20
+
+
+@gpu.emulation
+def test_an_error_of_a_plan_that_is_gone_is_no_other_plans() -> None:
+    w = values.make("normal", "float32", 1000)
+    weights = gpu.on_gpu(w)
+    cupy.cuda.Device().synchronize()
+    fp.Plan(weights, L1(0.1)).value()
+    assert _device._left
+    with gpu.streams(1)[0]:
+        fail(0)
+        try:
+            _device._let_go()
+        finally:
+            assert cupy._lib.emulated_has_failed()
+            fail(NEVER)
+    assert _device._left
+    cupy.cuda.Device().synchronize()
+    _device._let_go()
+    assert not _device._left
 
 
 def test_weights_that_are_gone_before_they_were_read() -> None:
@@ -519,6 +613,31 @@ def test_after_an_error_everything_is_right_on_another_stream(name: str, steps: 
             first.synchronize()
             assert_same(result, case.expected("value"))
             assert_same(case.call("abs"), case.expected("abs"))
+    assert 3 <= calls < 99
+
+
+@gpu.emulation
+@pytest.mark.parametrize("name", ["add_grad", "value_and_grad", "clip_grad_norm"])
+def test_after_an_error_the_gradients_library_waits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was launched before the error still changes gradients, and theirs is another stream."""
+    for calls in range(100):
+        case = Case()
+        first, second = gpu.streams(2)
+        monkeypatch.setattr(Framework, "stream", second)
+        grads = [Framework(x) for x in case.grads]
+        with first:
+            case.plan.add_grad(grads, 0.0)
+            case.plan.clip_grad_norm(grads, float("inf"))
+            first.synchronize()
+            fail(calls)
+            if not assert_fails(lambda: CALLS[name](case.plan, grads)):  # noqa: B023
+                break
+        with second:
+            found = case.twins.gpu_memory.get()
+        cupy.cuda.Device().synchronize()
+        assert found.tobytes() == case.twins.gpu_memory.get().tobytes()
     assert 3 <= calls < 99
 
 

@@ -105,10 +105,14 @@ Seen::Seen(const py::list& items) {
 
 bool Seen::look(const One& one, py::handle item, std::vector<int64_t>& facts) const {
     if (one.array) {
-        static PyObject* const names[] = {PyUnicode_InternFromString("data"), PyUnicode_InternFromString("ptr")};
+        static PyObject* const names[] = {PyUnicode_InternFromString("data"), PyUnicode_InternFromString("ptr"),
+                                          PyUnicode_InternFromString("shape")};
         const auto data = py::reinterpret_steal<py::object>(PyObject_GetAttr(item.ptr(), names[0]));
         const auto ptr = py::reinterpret_steal<py::object>(data ? PyObject_GetAttr(data.ptr(), names[1]) : nullptr);
+        const auto shape = py::reinterpret_steal<py::object>(ptr ? PyObject_GetAttr(item.ptr(), names[2]) : nullptr);
         facts.push_back(ptr ? reinterpret_cast<intptr_t>(PyLong_AsVoidPtr(ptr.ptr())) : 0);
+        const Py_ssize_t rank = shape ? PyTuple_Size(shape.ptr()) : 0;
+        for (Py_ssize_t k = 0; k < rank; ++k) facts.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), k)));
     } else if (one.api) {
         dlpack::Tensor tensor;
         if (one.api->tensor_from_object(item.ptr(), &tensor) == 0) {

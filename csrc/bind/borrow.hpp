@@ -49,8 +49,8 @@ public:
 
     bool complete() const { return complete_; }
     // True if every item of the list is the same as before, and where it was: the same CuPy array with the same
-    // address, which is all that can change under it; a tensor with the same memory, shape and strides. None is None;
-    // where it is `needed`, if that is given, that is no good.
+    // address and shape, which can be set and on which its strides depend; a tensor with the same memory, shape and
+    // strides; None where None was. False if one is None that is `needed`, if that is given: to look it up is an error.
     bool again(const py::list& items, const std::vector<bool>* needed) const;
 
 private:

@@ -86,7 +86,6 @@ public:
         workspaces_[1] = captured;
         in_turn(stream, [&](const Queue& queue, bool) {
             cuda::prepare(device());
-            home_ = cuda::id_of(queue);
             cuda::upload(queue, at<void>(table), table_.bytes().data(), table_.bytes().size());
             for (Address each : workspaces_) cuda::clear(queue, at<void>(each), workspace_bytes(table_));
         });
@@ -98,9 +97,14 @@ public:
         });
     }
 
-    // True if what this plan did last was on the stream that it got its memory on.
-    bool at_home() const { return turns_->last_on(home_); }
+    // What tells when the plan's last work is done,
     const std::shared_ptr<cuda::Turns>& turns() const { return turns_; }
+    // or all until now, whatever follows.
+    std::shared_ptr<cuda::Turns> until_now(Address stream) {
+        const auto turns = new_turns();
+        in_turn(stream, [&](const Queue& queue, bool) { turns->done(queue); });
+        return turns;
+    }
 
     void set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
         weights_.check_coefficients(l1, l2);
@@ -126,7 +130,7 @@ public:
         });
     }
 
-    // `norm` has room for two float64: the L2 norm, and what is of no use here.
+    // `norm` has room for two float64: the L2 norm, and the clipping factor, which only clip reads.
     void norm(Address stream, Address norm) {
         in_turn(stream, [&](const Queue& queue, bool captured) {
             sum(queue, captured, {});
@@ -217,6 +221,13 @@ public:
     }
 
 private:
+    static std::shared_ptr<cuda::Turns> new_turns() {
+        return {new cuda::Turns, [](cuda::Turns* turns) {
+                    const py::gil_scoped_release release;
+                    delete turns;
+                }};
+    }
+
     static std::vector<size_t> every(size_t n) {
         std::vector<size_t> all(n);
         for (size_t i = 0; i < n; ++i) all[i] = i;
@@ -254,8 +265,16 @@ private:
         const bool apart = grads.library.current_stream(&other) && other != at<void>(stream);
         in_turn(stream, [&](const Queue& on, bool captured) {
             const bool waited = apart && cuda::wait(on, other);
-            run(on, captured);
-            if (waited) cuda::wait({on.device, other}, on.stream);
+            try {
+                run(on, captured);
+                if (waited) cuda::wait({on.device, other}, on.stream);
+            } catch (...) {  // what was launched before the error changes gradients too
+                try {
+                    if (waited) cuda::wait({on.device, other}, on.stream);
+                } catch (const std::runtime_error&) {  // the first error is told
+                }
+                throw;
+            }
         });
     }
 
@@ -304,11 +323,7 @@ private:
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
-    std::shared_ptr<cuda::Turns> turns_{new cuda::Turns, [](cuda::Turns* turns) {
-                                            const py::gil_scoped_release release;
-                                            delete turns;
-                                        }};
-    unsigned long long home_ = 0;  // the id of a stream
+    std::shared_ptr<cuda::Turns> turns_ = new_turns();
     std::mutex mutex_;
 };
 
@@ -366,8 +381,8 @@ void define_device_plan(py::module_& m) {
         .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
              arg("captured"))
         .def("upload", &DevicePlan::upload, arg("stream"), arg("grads"), arg("to"))
-        .def_property_readonly("at_home", &DevicePlan::at_home)
         .def_property_readonly("turns", &DevicePlan::turns)
+        .def("until_now", &DevicePlan::until_now, arg("stream"))
         .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
         .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
         .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))

@@ -201,7 +201,7 @@ FUSED_PENALTIES_DEVICE Pack<typename Type::Element, n> repack(const Values<Type,
 template <class Type>
 struct Share {
     Lane<typename Type::Real> lane[kOwn<Type>];
-    float largest;  // magnitude, for bfloat16, but for NaN, with which it does not matter
+    float largest;  // magnitude, for bfloat16; fmaxf skips NaN: a block with one sums to NaN under either rule
 
     FUSED_PENALTIES_DEVICE void clear() {
         FUSED_PENALTIES_UNROLLED
@@ -320,7 +320,7 @@ FUSED_PENALTIES_DEVICE void read_rows(const Elements<Element>& elements, int row
 // Calls visit(lane, first) for what is not read several rows at a time: kOwn elements from `first` on, of which some
 // may be missing. Where elements are contiguous, that is only what is cut by the end of the block.
 template <class Type, class Visit>
-FUSED_PENALTIES_DEVICE void each_odd(int n, bool contiguous, const Visit& visit) {
+FUSED_PENALTIES_DEVICE void each_partial(int n, bool contiguous, const Visit& visit) {
     constexpr int own = kOwn<Type>;
     const int cut = n % own == 0 ? kRows : n % canon::strip_elements<Type> / canon::columns<Type>;
     const int end = contiguous ? (cut < kRows ? cut + 1 : kRows) : rows_of<Type>(n);
@@ -361,7 +361,7 @@ FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Elemen
     } else if (elements.contiguous()) {
         add_rows<Type, false, kFewRows>(elements, shares);
     }
-    each_odd<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
+    each_partial<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
         shares[lane].add(unpack<Type>(elements.template gather<kOwn<Type>>(first, stage + lane * kStage)));
     });
     if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
@@ -431,7 +431,7 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     } else if (contiguous) {
         change_rows(std::false_type{});
     }
-    each_odd<Type>(n, contiguous, [&](int lane, int first) {
+    each_partial<Type>(n, contiguous, [&](int lane, int first) {
         unsigned char* mine = stage + lane * kStage;
         const Weights w = weights.template gather<own>(first, mine);
         Grads g = idle ? Grads{} : grads.template gather<own>(first, mine);
@@ -476,7 +476,7 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
     } else if (elements.contiguous()) {
         replace_rows(std::false_type{});
     }
-    each_odd<Type>(n, elements.contiguous(), [&](int lane, int first) {
+    each_partial<Type>(n, elements.contiguous(), [&](int lane, int first) {
         unsigned char* mine = stage + lane * kStage;
         elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
     });

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <mutex>
+#include <type_traits>
+#include <utility>
 
 #include "runtime.hpp"
 
@@ -33,7 +36,8 @@ private:
     static void find(Function& function, const char* name) {
         void* found = nullptr;
         cudaDriverEntryPointQueryResult result;
-        CHECK(cudaGetDriverEntryPointByVersion(name, &found, CUDART_VERSION, cudaEnableDefault, &result));
+        // As CUDA 12.0 has them: a driver refuses to look for what a newer one than itself would have.
+        CHECK(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result));
         if (!found) CHECK(cudaErrorSymbolNotFound);
         function = reinterpret_cast<Function>(found);
     }
@@ -59,10 +63,16 @@ private:
     int before_;
 };
 
-cudaEvent_t new_event() {
+struct DestroyEvent {
+    void operator()(cudaEvent_t event) const { cudaEventDestroy(event); }
+};
+
+using Event = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, DestroyEvent>;
+
+Event new_event() {
     cudaEvent_t event;
     CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    return event;
+    return Event(event);
 }
 
 bool passed(cudaEvent_t event) {
@@ -72,40 +82,38 @@ bool passed(cudaEvent_t event) {
     return error == cudaSuccess;
 }
 
-// Pinned memory that uploads are copied from: a copy from any other may wait for the stream. A piece is used again when
-// its last copy is done. None is given back, which would wait for the device: there are as many as uploads that were
-// under way at once.
-struct Piece {
+// Pinned memory that an upload is copied from: a copy from any other may wait for the stream. It is used again when its
+// last copy is done, and never given back, which would wait for the device. To pin more may do that too; it is done
+// only where all that is pinned, and large enough, is still copied from.
+struct Staging {
     int device;
     size_t size;
     void* memory;
-    cudaEvent_t copied;
+    Event copied;
 };
 
-struct Pieces {
+struct Stagings {
     std::mutex mutex;
-    std::deque<Piece> all;
+    std::deque<Staging> all;
 };
 
-Pieces& pieces() {
-    static Pieces& pieces = *new Pieces;  // never destroyed: CUDA may be gone before
-    return pieces;
+Stagings& stagings() {
+    static Stagings& stagings = *new Stagings;  // never destroyed: CUDA may be gone before
+    return stagings;
 }
 
-Piece take_piece(int device, size_t bytes) {
-    constexpr int kLooks = 4;  // at pieces that could do; those of a stream that is far behind are not asked for all
+Staging take_staging(int device, size_t bytes) {
     {
-        Pieces& known = pieces();
+        Stagings& known = stagings();
         const std::lock_guard<std::mutex> lock(known.mutex);
-        int looks = 0;
-        for (size_t k = known.all.size(); k > 0 && looks < kLooks; --k) {
-            const Piece each = known.all.front();
-            known.all.pop_front();
-            if (each.device == device && each.size >= bytes && ++looks && passed(each.copied)) return each;
-            known.all.push_back(each);
+        for (auto each = known.all.begin(); each != known.all.end(); ++each) {
+            if (each->device != device || each->size < bytes || !passed(each->copied.get())) continue;
+            Staging found = std::move(*each);
+            known.all.erase(each);
+            return found;
         }
     }
-    Piece made{device, 4096, nullptr, new_event()};
+    Staging made{device, 4096, nullptr, new_event()};
     while (made.size < bytes) made.size *= 2;
     const Relaxed relaxed;
     CHECK(cudaMallocHost(&made.memory, made.size));
@@ -119,6 +127,13 @@ unsigned long long capture_of(const Queue& queue) {
     CHECK(cudaStreamGetCaptureInfo(stream_of(queue), &status, &id));
     if (status == cudaStreamCaptureStatusInvalidated) return ~0ull;  // an error spoiled it, and it has no number
     return status == cudaStreamCaptureStatusNone ? 0 : id;
+}
+
+// What names a stream of the current device for as long as the process runs, which its handle does not.
+unsigned long long id_of(const Queue& queue) {
+    unsigned long long id = 0;
+    CHECK(cudaStreamGetId(stream_of(queue), &id));
+    return id;
 }
 
 // The default stream, which no graph records; while others do CUDA may refuse to answer for it.
@@ -193,36 +208,27 @@ bool wait(const Queue& queue, void* stream) {
         throw std::runtime_error(
             "a stream that has to be waited for is captured into a graph, of which this call would become a part: the "
             "stream of this call is not captured, or into another one; wanted the same capture for both, or none");
-    const cudaEvent_t event = new_event();
-    cudaError_t error = cudaEventRecord(event, static_cast<cudaStream_t>(stream));
-    if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_of(queue), event);
-    cudaEventDestroy(event);
-    CHECK(error);
+    const Event event = new_event();
+    CHECK(cudaEventRecord(event.get(), static_cast<cudaStream_t>(stream)));
+    CHECK(cudaStreamWaitEvent(stream_of(queue), event.get()));
     return true;
 }
 
 void upload(const Queue& queue, void* to, const void* from, size_t bytes) {
     if (bytes == 0) return;
     const OnDevice device(queue.device);
-    const Piece piece = take_piece(queue.device, bytes);
-    memcpy(piece.memory, from, bytes);
-    CHECK(cudaMemcpyAsync(to, piece.memory, bytes, cudaMemcpyHostToDevice, stream_of(queue)));
-    CHECK(cudaEventRecord(piece.copied, stream_of(queue)));
+    Staging staging = take_staging(queue.device, bytes);
+    memcpy(staging.memory, from, bytes);
+    CHECK(cudaMemcpyAsync(to, staging.memory, bytes, cudaMemcpyHostToDevice, stream_of(queue)));
+    CHECK(cudaEventRecord(staging.copied.get(), stream_of(queue)));
     // After an error it is not used again, since it may be copied from later.
-    const std::lock_guard<std::mutex> lock(pieces().mutex);
-    pieces().all.push_back(piece);
+    const std::lock_guard<std::mutex> lock(stagings().mutex);
+    stagings().all.push_back(std::move(staging));
 }
 
 void clear(const Queue& queue, void* to, size_t bytes) {
     const OnDevice device(queue.device);
     CHECK(cudaMemsetAsync(to, 0, bytes, stream_of(queue)));
-}
-
-unsigned long long id_of(const Queue& queue) {
-    const OnDevice device(queue.device);
-    unsigned long long id = 0;
-    CHECK(cudaStreamGetId(stream_of(queue), &id));
-    return id;
 }
 
 Turns::~Turns() {
@@ -244,7 +250,7 @@ void Turns::wait(const Queue& queue) {
 void Turns::done(const Queue& queue) {
     const OnDevice device(queue.device);
     const unsigned long long id = id_of(queue);
-    if (!event_) event_ = new_event();
+    if (!event_) event_ = new_event().release();
     device_ = queue.device;
     CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(queue)));
     last_ = id;

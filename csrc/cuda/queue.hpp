@@ -1,5 +1,6 @@
-// Streams as the binding sees them: raw pointers, no Python. Whatever is put on one, nothing is waited for. Errors are
-// std::runtime_error with CUDA's name for them, the file and the line.
+// Streams as the binding sees them: raw pointers, no Python. Whatever is put on one, nothing is waited for, except
+// where memory has to be pinned for an upload first. Errors are std::runtime_error with CUDA's name for them, the file
+// and the line.
 //
 // Whoever calls this holds no lock that what runs on a stream may want, such as Python's: any call may have to wait
 // for room on a stream, or for another thread that does.
@@ -61,17 +62,13 @@ public:
     void done(const Queue& queue);
     void failed(const Queue& queue) noexcept;  // `done` after an error: some work may be under way
 
-    bool last_on(unsigned long long id) const { return event_ && last_ == id; }  // was the last `done` on this stream?
-    bool passed() const;                                                         // is all of the work done?
+    bool passed() const;  // is all of the work done?
 
 private:
     void* event_ = nullptr;
     int device_ = 0;
     unsigned long long last_ = 0;  // the stream's id: its handle may be another stream's by now
 };
-
-// What names a stream for as long as the process runs, which its handle does not.
-unsigned long long id_of(const Queue& queue);
 
 }  // namespace cuda
 }  // namespace fused_penalties

@@ -2,13 +2,14 @@
 
 Results are CuPy arrays, on the device of the weights and on the caller's stream: the current one
 of the weights' library if that says which it is (torch does), else CuPy's. All memory is CuPy's,
-whose pool hands it on in the order of the stream, so that nothing is waited for.
+whose pool hands it on in the order of the stream, so that nothing is waited for; only an upload may
+have to, where more memory must be pinned for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from .cuda import cupy, cupy_stream
 
 _MOST_REMEMBERED = 8  # lists of gradients
 
-# The memory of plans that are gone, whose last work may not be done: with what tells when it is.
+# Memory that nobody needs any more but work that may still be under way, with what tells when that
+# is done. The pool would hand it on in the order of the stream that it was taken on, which may be
+# gone by then, and its handle another one's.
 _left: deque[tuple[_core.Turns, tuple[Any, ...]]] = deque()
 
 
@@ -58,10 +61,10 @@ class DevicePlan:
             core.attach(stream, *(part.data.ptr for part in self._memory))
 
     def __del__(self) -> None:
-        # Memory goes back to the pool in the order of the stream that it was taken on. That may be
-        # gone by now, so nothing is put on it: if work is under way elsewhere, the memory stays.
-        if hasattr(self, "_memory") and not self._core.at_home:
-            _left.append((self._core.turns, self._memory))
+        if hasattr(self, "_memory"):
+            parts = [known.memory for known in (*self._remembered, *self._captured)]
+            _left.append((self._core.turns, (*self._memory, *parts)))
+            _let_go()
 
     @contextmanager
     def stream(self, after_cupy: bool = False) -> Iterator[int]:
@@ -147,15 +150,17 @@ class DevicePlan:
     def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
         found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
-            (table,) = self._uploaded(found, grads, stream, workspaces=False)
-            self._core.add_grad(stream, found, table, upstream)
+            uploaded = self._uploaded(found, grads, stream, workspaces=False)
+            self._core.add_grad(stream, found, *uploaded.addresses(), upstream)
 
     def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
         found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
-            (table,) = self._uploaded(found, grads, stream, workspaces=False)
+            uploaded = self._uploaded(found, grads, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
-            self._core.value_and_grad(stream, found, table, upstream, value.data.ptr, self._wide)
+            self._core.value_and_grad(
+                stream, found, *uploaded.addresses(), upstream, value.data.ptr, self._wide
+            )
         return value
 
     def prox(self, step: float, threads: int | None = None) -> None:
@@ -169,9 +174,9 @@ class DevicePlan:
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
         found = self._find(grads, workspaces=True)
         with self.stream(after_cupy=True) as stream:
-            addresses = self._uploaded(found, grads, stream, workspaces=True)
+            uploaded = self._uploaded(found, grads, stream, workspaces=True)
             norm = self._cupy.empty(2, np.float64)
-            self._core.clip(stream, found, *addresses, max_norm, norm.data.ptr)
+            self._core.clip(stream, found, *uploaded.addresses(), max_norm, norm.data.ptr)
         return norm[0]
 
     def _other_stream(self, handle: int) -> Any:
@@ -183,54 +188,69 @@ class DevicePlan:
         if self._core.capturing(stream):
             raise RuntimeError(f"{what} while the stream is captured into a graph")
 
+    def _known(self, workspaces: bool, fits: Callable[[_Uploaded], bool]) -> _Uploaded | None:
+        """The last of the remembered ones, with workspaces or without, that fits."""
+        for known in reversed(self._remembered):
+            if (len(known.memory) > 1) == workspaces and fits(known):
+                return known
+        return None
+
     def _find(self, grads: list[Any], workspaces: bool) -> Any:
         """The table of these gradients; with workspaces, that of all for their norm."""
-        for known in reversed(self._remembered):
-            if (len(known.memory) > 1) == workspaces and self._core.again(known.grads, grads):
-                return known.grads
+        known = self._known(workspaces, lambda one: self._core.again(one.grads, grads))
+        if known:
+            return known.grads
         return (self._core.norm_table if workspaces else self._core.gradient_table)(grads)
 
-    def _uploaded(self, grads: Any, arrays: list[Any], stream: int, workspaces: bool) -> list[int]:
-        """Where the table, and its workspaces, are: already, if the same gradients come again.
+    def _uploaded(self, grads: Any, arrays: list[Any], stream: int, workspaces: bool) -> _Uploaded:
+        """Puts the table on the device, unless it is there: the same gradients may come again.
 
         The memory is another one for each stream, since it goes back to the pool in the order of
         the one that it was taken on. What a graph has captured is kept as long as the plan.
         """
         captured = self._core.capturing(stream)
-        parts = 3 if workspaces else 1
-        known: _Uploaded
-        for known in reversed(self._remembered):
-            if len(known.memory) == parts and (captured or known.stream == stream):
-                if not known.grads.same(grads):
-                    continue
-                if captured:
-                    self._captured.append(known)
-                return known.addresses()
+        known = self._known(
+            workspaces,
+            lambda one: (captured or one.stream == stream) and bool(one.grads.same(grads)),
+        )
+        if known:
+            if captured:
+                self._captured.append(known)
+            return known
         self._refuse_capture(
             stream,
             "grads: these are new to the plan (a call before the capture makes them known), and "
             "nothing can be uploaded",
         )
-        sizes = [grads.bytes, grads.workspace_bytes, grads.workspace_bytes][:parts]
+        _let_go()
+        sizes = [grads.bytes, *[grads.workspace_bytes] * 2][: 3 if workspaces else 1]
         found = _Uploaded(grads, stream, tuple(map(self._bytes, sizes)))
         self._core.upload(stream, grads, found.memory[0].data.ptr)
         grads.see(arrays)
-        self._remembered = [*self._remembered[1 - _MOST_REMEMBERED :], found]
-        return found.addresses()
+        remembered = [*self._remembered, found]
+        while len(remembered) > _MOST_REMEMBERED:
+            # The plan's own turns would not do: its next work may always be under way.
+            _left.append((self._core.until_now(stream), remembered.pop(0).memory))
+        self._remembered = remembered
+        return found
 
     def _bytes(self, count: int) -> Any:
         return self._cupy.empty(count, np.uint8)
 
 
 def _let_go() -> None:
-    """Gives back the memory of plans that are gone, the oldest first, whose work is done."""
+    """Gives back what is left, the oldest first, up to the first whose work is not done."""
     while _left:
         try:
             oldest = _left.popleft()
         except IndexError:  # another thread has it
             return
-        if not oldest[0].passed():
-            _left.appendleft(oldest)
+        try:
+            done = oldest[0].passed()
+        except RuntimeError:  # not an error of this call, but of whatever is under way
+            done = False
+        if not done:
+            _left.append(oldest)  # the next time others are looked at
             return
 
 

@@ -113,7 +113,7 @@ def is_on_gpu(item: Any) -> bool:
 
 
 class _Unordered:
-    """Memory under CUDA's array interface whose stream has been seen to."""
+    """Memory under CUDA's array interface, for CuPy to take without a wait for its stream."""
 
     def __init__(self, item: Any, interface: dict[str, Any]) -> None:
         self.item = item  # kept alive

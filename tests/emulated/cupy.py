@@ -54,7 +54,7 @@ for _name, _arguments, _result in (
     ("fail", [_number], None),
     ("has_failed", [], _truth),
     ("launches", [], _number),
-    ("driver", [_number], None),
+    ("driver", [_number], _number),
     ("under_lock", [], _number),
     ("pinned", [], _size),
 ):
@@ -157,13 +157,20 @@ class ndarray:
         seen = (ctypes.c_char * (high - low + dtype.itemsize)).from_address(memptr.ptr + low)
         self._array = np.ndarray(shape, dtype, seen, -low, steps)
 
-    shape = property(lambda self: self._array.shape)
     strides = property(lambda self: self._array.strides)
     dtype = property(lambda self: self._array.dtype)
     ndim = property(lambda self: self._array.ndim)
     size = property(lambda self: self._array.size)
     nbytes = property(lambda self: self._array.nbytes)
     T = property(lambda self: self._view(self._array.T))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @shape.setter
+    def shape(self, shape: tuple[int, ...]) -> None:
+        self._array = self.reshape(shape)._array
 
     @property
     def device(self) -> Device:

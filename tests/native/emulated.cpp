@@ -92,21 +92,26 @@ std::mt19937 dice(20261122);
 cudaError_t failure = cudaSuccess;  // that a call of CUDA gives
 int until_failure = 0;
 int launches = 0;
-int driver_version = CUDART_VERSION;
-std::atomic<int> under_lock{0};  // calls of CUDA by a thread that had Python's lock
+int driver_version = CUDART_VERSION / 1000 * 1000;  // the oldest that is enough
+std::atomic<int> under_lock{0};                     // calls of CUDA by a thread that had Python's lock
 thread_local int capture_mode = 0, device_set = 0;
 thread_local std::vector<int> pushed;  // the driver's contexts, by their devices
 
 int current_device() { return pushed.empty() ? device_set : pushed.back(); }
 
-// Both are called by whatever asks CUDA for something, with the lock: the first where an error would go unnoticed.
+// One of these is called by whatever asks CUDA for something: the first by what does nothing on a device, the second
+// where an error would go unnoticed, the third elsewhere.
 void notice() {
-    contexts.insert(current_device());
     if (PyGILState_Check()) ++under_lock;
 }
 
-cudaError_t attempt() {
+void notice_on_device() {
     notice();
+    contexts.insert(current_device());
+}
+
+cudaError_t attempt() {
+    notice_on_device();
     if (failure == cudaSuccess || until_failure-- > 0) return cudaSuccess;
     return std::exchange(failure, cudaSuccess);
 }
@@ -464,7 +469,8 @@ EXPORTED void emulated_fail(int calls) {
     until_failure = calls;
 }
 
-EXPORTED void emulated_driver(int version) { driver_version = version; }
+// The driver is one for this version of CUDA; returns which it was.
+EXPORTED int emulated_driver(int version) { return std::exchange(driver_version, version); }
 
 // How many calls of CUDA were made with Python's lock.
 EXPORTED int emulated_under_lock() { return under_lock; }
@@ -525,22 +531,26 @@ cudaError_t on_stream(cudaStream_t handle, const Run& run) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    if (driver_version < CUDART_VERSION) return cudaErrorInsufficientDriver;
+    notice();
+    if (driver_version < CUDART_VERSION / 1000 * 1000) return cudaErrorInsufficientDriver;
     *count = kDevices;
     return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+    notice();
     *value = 9;
     return cudaSuccess;
 }
 
 cudaError_t cudaDriverGetVersion(int* version) {
+    notice();
     *version = driver_version;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
+    notice();
     *device = current_device();
     return cudaSuccess;
 }
@@ -551,26 +561,34 @@ static int numbers[kDevices] = {0, 1};
 
 static int retain(void** context, int device) {
     const Lock lock(mutex);
+    notice();
     contexts.insert(device);
     *context = &numbers[device];
     return 0;
 }
 
-static int release(int) { return 0; }
+static int release(int) {
+    notice();
+    return 0;
+}
 
 static int push(void* context) {
+    notice();
     pushed.push_back(*static_cast<int*>(context));
     return 0;
 }
 
 static int pop(void** context) {
+    notice();
     *context = &numbers[pushed.back()];
     pushed.pop_back();
     return 0;
 }
 
-cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned version, unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
+    notice();
+    if (int(version) > driver_version) return cudaErrorInvalidValue;
     const std::map<std::string, void*> known = {{"cuDevicePrimaryCtxRetain", reinterpret_cast<void*>(retain)},
                                                 {"cuDevicePrimaryCtxRelease", reinterpret_cast<void*>(release)},
                                                 {"cuCtxPushCurrent", reinterpret_cast<void*>(push)},
@@ -582,7 +600,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, 
 
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
     const Lock lock(mutex);
-    notice();
+    notice_on_device();
     const auto before = static_cast<cudaStreamCaptureMode>(capture_mode);
     capture_mode = *mode;
     *mode = before;
@@ -622,7 +640,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     const Lock lock(mutex);
-    notice();
+    notice_on_device();
     delete event;
     return cudaSuccess;
 }

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#define CUDART_VERSION 13000
+#define CUDART_VERSION 13010  // newer than the driver is
 
 enum cudaError_t {
     cudaSuccess,
