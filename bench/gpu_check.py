@@ -40,6 +40,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gpu_check_tests import TestRun, pytest_command
+
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = float(os.environ.get("GPU_CHECK_SECONDS", 570))
 LEAST = 10.0  # seconds; a step that would get less is not begun
@@ -70,17 +72,12 @@ VARIANTS = {
     "prefetch": "-DFUSED_PENALTIES_GPU_GRADIENT_PREFETCH=1",
 }
 
-# A test that waits for what never comes gives up by itself after 2 s, and can say why. Whatever
-# takes longer than PATIENCE is ended with its process, and tried again at last, alone and with more
-# patience, lest it is only slow.
-PATIENCE, MORE_PATIENCE = 3.0, 20.0
-MOST_FAILURES = 20
-
 # What ncu and compute-sanitizer print where the machine does not let them do their work.
 REFUSED = (
     r"^==.*(ERR_NVGPUCTRPERM|Failed to initialize the profiler|LibraryNotLoaded"
     r"|Device not supported|Internal Sanitizer Error)"
 )
+FIGURES = "to be committed: bench/results/"  # in check.log, before the name of the file
 METRICS = (
     "gpu__time_duration.sum",
     "dram__bytes_read.sum",
@@ -349,7 +346,8 @@ class Check:
         limit, start = self.begin("tests", 0.5), time.monotonic()
         if not limit:
             return
-        tests = TestRun(self, start + limit)
+        files = [path for path in ROOT.glob("tests/test_*.py") if "gpu.marks" in path.read_text()]
+        tests = TestRun(self, sorted(files), start + limit, LEAST)
         tests.everything()
         tests.slow_ones_again()
         self.suspect = tests.suspect
@@ -472,7 +470,7 @@ class Check:
         (self.folder / f"{name}.json").write_text(text + "\n")
         if (picture := self.scratch / "gpu.png").is_file():
             shutil.copy(picture, self.folder / f"{name}.png")
-        self.say(f"to be committed: bench/results/{name}.json")
+        self.say(f"{FIGURES}{name}.json")
 
     def everything(self) -> int:
         self.versions()
@@ -510,75 +508,6 @@ class Check:
 
     def failed(self) -> bool:
         return any(step["result"].startswith("failed") for step in self.steps)
-
-
-class TestRun:
-    """The tests of the `cuda` marker, in as many processes as it takes: none can end the others."""
-
-    def __init__(self, check: Check, end: float) -> None:
-        self.check, self.end = check, end
-        self.outcomes: dict[str, str] = {}
-        self.left = 0  # tests that were not begun
-        self.suspect = ""
-
-    def everything(self) -> None:
-        journal = self.check.scratch / "journal"
-        files = [path for path in ROOT.glob("tests/test_*.py") if "gpu.marks" in path.read_text()]
-        while True:
-            known = len(self.outcomes)
-            finished = self.process(journal, PATIENCE, "-m", "cuda", "--run-slow", *sorted(files))
-            failures = sum(o not in ("passed", "skipped", "slow") for o in self.outcomes.values())
-            stuck = len(self.outcomes) == known
-            if finished or stuck or failures >= MOST_FAILURES or time.monotonic() > self.end:
-                return
-
-    def slow_ones_again(self) -> None:
-        left, slow = self.left, [test for test, o in self.outcomes.items() if o == "slow"]
-        for number, test in enumerate(slow):
-            stopped_after = PATIENCE
-            if self.end - time.monotonic() > LEAST:
-                self.process(self.check.scratch / f"journal{number}", MORE_PATIENCE, test)
-                stopped_after = MORE_PATIENCE
-            if self.outcomes[test] == "slow":
-                self.outcomes[test] = f"hung, stopped after {stopped_after:g} s"
-        self.left = left
-
-    def process(self, journal: Path, patience: float, *what: Any) -> bool:
-        """Runs what the journal does not have yet, in one process. True if that got to its end."""
-        command = [sys.executable, *pytest_command(journal, patience, *what)]
-        ran = self.check.run(command, max(1.0, self.end - time.monotonic()), "tests.log")
-        records = [json.loads(line) for line in journal.read_text().splitlines()]
-        begun = ""
-        for record in records:
-            if "left" in record:
-                self.left = record["left"]
-            if "outcome" in record:
-                self.outcomes[record["test"]] = record["outcome"]
-                begun = ""
-                if record.get("lost"):
-                    self.suspect = self.suspect or record["test"]
-            elif "test" in record:
-                begun = record["test"]
-                self.left -= 1
-        if begun:  # it has ended the process, or was stopped with it
-            outcome = "not finished" if ran.status is None else "slow"
-            if ran.status != 1 or not ran.line(r"Timeout \(\d"):
-                outcome = "crashed" if ran.status is not None else outcome
-            self.outcomes[begun] = outcome
-            if outcome == "crashed":
-                self.suspect = self.suspect or begun
-            with journal.open("a") as file:
-                print(json.dumps({"test": begun, "outcome": outcome}), file=file)
-        return "finished" in records[-1] if records else False
-
-
-def pytest_command(journal: Path, patience: float, *what: Any) -> list[Any]:
-    """The arguments of python3; a journal that is not there yet is begun."""
-    journal.touch()
-    options: list[Any] = ["-p", "gpu_watch", "--journal", journal, "--patience", patience]
-    options += ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    options += ["-v", "--tb=short", "--no-summary", f"--maxfail={MOST_FAILURES}"]
-    return ["-m", "pytest", *options, *what]
 
 
 def ended(process: subprocess.Popen[bytes], limit: float) -> int | None:
@@ -622,7 +551,13 @@ def main() -> int:
     if len(sys.argv) > 3 or (wheels and not wheels.is_dir()):
         sys.exit("usage: bash bench/gpu_check.sh [FOLDER [WHEELS]]; WHEELS is a folder with wheels")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("check.log", "build.log", "tests.log", "sanitizer.log", "summary.json"):
+    names = ["check.log", "build.log", "tests.log", "sanitizer.log", "summary.json"]
+    if (log := folder / "check.log").is_file():  # names the figures, which may be of another day
+        for name in re.findall(
+            f"^{FIGURES}(.*)\\.json$", log.read_text(errors="replace"), re.MULTILINE
+        ):
+            names += [f"{name}.json", f"{name}.png"]
+    for name in names:
         (folder / name).unlink(missing_ok=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is stopped leaves no memory behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -109,7 +109,7 @@ class Machine:
         self.programs, self.packages = folder / "programs", folder / "packages"
         for path in (self.root / "bench", self.root / "tests", self.wheels, self.programs):
             path.mkdir(parents=True)
-        for name in ("gpu_check.sh", "gpu_check.py", "gpu_watch.py"):
+        for name in ("gpu_check.sh", "gpu_check.py", "gpu_check_tests.py", "gpu_watch.py"):
             shutil.copy(BENCH / name, self.root / "bench")
         (self.root / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
         (self.root / "tests" / "conftest.py").write_text(CONFTEST)
@@ -128,7 +128,8 @@ class Machine:
         self.build_does("pass")
         self.write_tests(GOOD_TESTS)
         self.change("LEAST = 10.0", "LEAST = 1.0")
-        self.change("PATIENCE, MORE_PATIENCE = 3.0, 20.0", "PATIENCE, MORE_PATIENCE = 0.5, 2.0")
+        patience = "PATIENCE, MORE_PATIENCE = "
+        self.change(f"{patience}3.0, 20.0", f"{patience}0.5, 2.0", "gpu_check_tests.py")
 
     def program(self, name: str, code: str) -> None:
         path = self.programs / name
@@ -147,8 +148,8 @@ class Machine:
         mark = "import pytest\npytestmark = pytest.mark.cuda  # as gpu.marks has it\n"
         (self.root / "tests" / "test_stub.py").write_text(mark + code)
 
-    def change(self, old: str, new: str) -> None:
-        path = self.root / "bench" / "gpu_check.py"
+    def change(self, old: str, new: str, script: str = "gpu_check.py") -> None:
+        path = self.root / "bench" / script
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
 
@@ -225,6 +226,40 @@ def test_tests_go_on_whatever_happens(machine: Machine) -> None:
     assert results.pop(again) == "failed"
     assert "test_loses_the_gpu" in (machine.out / "sanitizer.log").read_text()
     assert results == dict.fromkeys(ALL, "passed") | {"tests": "failed", "ncu": "not run"}
+
+
+def test_the_same_folder_on_another_day(machine: Machine) -> None:
+    """What is not of this check stays; its own figures of the day before do not."""
+    assert machine.check() == 0, machine.printed
+    before = {path.name for path in machine.out.iterdir()}
+    others = machine.out / "another-card-2031-01-01.json"
+    others.write_text("{}")
+    machine.change("datetime.date.today()", "datetime.date(2031, 1, 2)")
+    assert machine.check() == 0, machine.printed
+    after = {path.name for path in machine.out.iterdir()}
+    assert others.name in after
+    of_the_day = {f"nvidia-stub-1-2031-01-02.{end}" for end in ("json", "png")}
+    assert after - before == {others.name, *of_the_day}
+    assert len(before - after) == 2
+
+
+def test_a_line_that_a_process_did_not_write_to_its_end(machine: Machine) -> None:
+    machine.write_tests(
+        """
+import os, sys
+def test_good(): pass
+def test_ends():
+    journal = sys.argv[sys.argv.index("--journal") + 1]
+    with open(journal, "a") as file:
+        file.write('{"test": "tests/test_st')
+    os._exit(3)
+def test_another(): pass
+"""
+    )
+    assert machine.check() == 1, machine.printed
+    found = machine.steps()["tests"]
+    assert found["not_passed"] == {"tests/test_stub.py::test_ends": "crashed"}
+    assert "2 passed" in found["result"]
 
 
 def test_what_the_machine_does_not_allow_is_no_failure(machine: Machine) -> None:
