@@ -21,10 +21,15 @@ PARTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def warp(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program, which ends at the first access beyond an array and at undefined behaviour."""
+@pytest.fixture(scope="module", params=["", pytest.param("GPU_ROWS=8", marks=pytest.mark.slow)])
+def warp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program, which ends at the first access beyond an array and at undefined behaviour.
+
+    Also with the number of rows that the benchmark times beside the default.
+    """
     flags = "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all"
+    if request.param:
+        flags += f" -DFUSED_PENALTIES_{request.param}"
     # In the place of -O3, which takes twice as long to compile and runs no faster.
     option = f"-DCMAKE_CXX_FLAGS_RELEASE={flags}"
     return build(tmp_path_factory.mktemp("warp"), option, target="warp")

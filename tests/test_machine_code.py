@@ -199,6 +199,13 @@ def disassemble(built: Path) -> Compiled:
     return Compiled(list(functions.values()), ask("-lelf", "-lptx"))
 
 
+def compile_source(command: list[str | Path], built: Path) -> Compiled:
+    done = subprocess.run([*command, "-o", built], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    return disassemble(built)
+
+
 @pytest.fixture(scope="module")
 def compiled(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
@@ -211,12 +218,7 @@ def compiled(
     sources = {"kernels": library, "parts": SOURCE / "tests/native/machine_code.cu"}
 
     def build(name: str) -> Compiled:
-        built = folder / f"{name}.o"
-        words = [*command[:-3], sources[name], "-o", built]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "warning" not in done.stderr
-        return disassemble(built)
+        return compile_source([*command[:-3], sources[name]], folder / f"{name}.o")
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(sources, pool.map(build, sources), strict=True))
@@ -251,6 +253,23 @@ def test_everything_is_in_registers(kernels: Compiled) -> None:
         assert function.resources["STACK"] == function.resources["LOCAL"] == 0, function
         assert function.resources["REG"] <= REGISTERS, function
         assert function.count(r"(LDL|STL)\b") == 0, function
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["GPU_ROWS=8", "GPU_GRADIENT_PREFETCH=1"])
+def test_what_is_timed_beside_the_default(option: str, tmp_path: Path) -> None:
+    """By bench/gpu_check.py, which builds both. Here for one architecture."""
+    nvcc()
+    disassembler()
+    library = SOURCE / "csrc/cuda/launch.cu"
+    command = compile_command(tmp_path, library, every_architecture=False)
+    words = [*command[:-4], f"-DFUSED_PENALTIES_{option}", "-c", library]
+    built = compile_source(words, tmp_path / "kernels.o")
+    test_everything_is_in_registers(built)
+    (sums,), (gradient,) = built.named("sum_kernel"), built.named("gradient_kernel")
+    rows = 8 if option == "GPU_ROWS=8" else 16
+    assert rows <= sums.together(r"LDG\S*\.128\b") < 2 * rows
+    assert (gradient.count(r"CCTL\S*\.PF2\b") > 0) == (option == "GPU_GRADIENT_PREFETCH=1")
 
 
 @pytest.mark.parametrize("name", [*BLOCKS, "sum_kernel", "gradient_kernel", "update_kernel"])

@@ -190,6 +190,7 @@ class DevicePlan:
 
     def _known(self, workspaces: bool, fits: Callable[[_Uploaded], bool]) -> _Uploaded | None:
         """The last of the remembered ones, with workspaces or without, that fits."""
+        known: _Uploaded
         for known in reversed(self._remembered):
             if (len(known.memory) > 1) == workspaces and fits(known):
                 return known
