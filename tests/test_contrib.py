@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -186,9 +188,21 @@ def test_what_is_no_number_is_no_scale(scale: object) -> None:
         contrib.l1_l2_regularizer(0.5, scale)  # type: ignore[arg-type]
 
 
-def test_a_scale_that_is_not_finite_is_not_checked() -> None:
-    assert np.isnan(contrib.l1_regularizer(math.nan)(W))
-    assert contrib.l2_regularizer(math.inf)(W) == math.inf
+@pytest.mark.parametrize(
+    "scale",
+    [math.nan, math.inf, np.float32("nan"), Decimal("NaN"), Decimal("1e999"), Fraction(10**400, 3)],
+)
+def test_a_scale_that_is_not_finite_is_refused(scale: Any) -> None:
+    """contrib itself takes them; the words are ours, since it has none."""
+    for make in (
+        contrib.l1_regularizer,
+        contrib.l2_regularizer,
+        lambda scale: contrib.l1_l2_regularizer(scale, 0.5),
+        lambda scale: contrib.l1_l2_regularizer(0.5, scale),
+        lambda scale: contrib.l1_l2_regularizer(0.0, scale),
+    ):
+        with pytest.raises(ValueError, match=r"^scale: got (nan|inf); wanted a finite number"):
+            make(scale)
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.0, np.float32(0)])

@@ -3,14 +3,15 @@
 The L2 penalty of contrib is scale * sum(w**2) / 2, **with** the factor 1/2: `l2_regularizer(s)` has
 the coefficients (0, s / 2), as `regularizers.L2(s / 2)` has.
 
-A scale is a float of at least 0; an integer is refused, as contrib refuses it. A scale of 0.0
-switches the penalty off: the regularizer then returns None, not 0.0. `scope` is the name under
-which a loss made with the regularizer is listed.
+A scale is a finite float of at least 0; an integer is refused, as contrib refuses it, and so are
+NaN and inf, which contrib takes. A scale of 0.0 switches the penalty off: the regularizer then
+returns None, not 0.0. `scope` is the name under which a loss made with the regularizer is listed.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import numbers
 import warnings
 from collections.abc import Iterable
@@ -86,14 +87,15 @@ class Sum(Regularizer):
 
     def __call__(self, x: Any) -> np.floating[Any] | None:
         """The penalty of one buffer `x`, as a NumPy scalar, or None."""
-        parts = self.parts
+        parts = parts_of(self)
         return None if parts == _NO_PARTS else one_penalty(x, parts)
 
 
 def l1_regularizer(scale: float, scope: str | None = None) -> Regularizer:
     """scale * sum(|w|); switched off by 0.0.
 
-    Raises ValueError for an integer or a negative scale, TypeError for what is no number.
+    Raises ValueError for a scale that is an integer, negative or not finite, TypeError for what is
+    no number.
     """
     value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}")
     name = scope or "l1_regularizer"
@@ -103,7 +105,8 @@ def l1_regularizer(scale: float, scope: str | None = None) -> Regularizer:
 def l2_regularizer(scale: float, scope: str | None = None) -> Regularizer:
     """scale * sum(w**2) / 2, **with** the factor 1/2; switched off by 0.0.
 
-    Raises ValueError for an integer or a negative scale, TypeError for what is no number.
+    Raises ValueError for a scale that is an integer, negative or not finite, TypeError for what is
+    no number.
     """
     value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}.")
     name = scope or "l2_regularizer"
@@ -115,8 +118,8 @@ def l1_l2_regularizer(
 ) -> Regularizer:
     """scale_l1 * sum(|w|) + scale_l2 * sum(w**2) / 2, **with** the factor 1/2 in the second.
 
-    One scale of 0.0 leaves the other penalty, two switch it off. Raises ValueError for an integer
-    or a negative scale, TypeError for what is no number.
+    One scale of 0.0 leaves the other penalty, two switch it off. Raises ValueError for a
+    scale that is an integer, negative or not finite, TypeError for what is no number.
     """
     _refuse_integer(scale_l1, "scale_l1")
     _refuse_integer(scale_l2, "scale_l2")
@@ -190,9 +193,14 @@ def _scale(scale: Any, name: str, negative: str) -> float:
     _refuse_integer(scale, name)
     if not hasattr(scale, "__float__"):
         raise TypeError(f"{name}: got {scale!r}; wanted a float")
-    value = float(scale)
+    try:
+        value = float(scale)
+    except OverflowError:  # a fraction, say, which is no integer
+        value = math.inf
     if value < 0.0:
         raise ValueError(negative.format(value))
+    if not value < math.inf:
+        raise ValueError(f"{name}: got {value}; wanted a finite number of at least 0")
     return value
 
 

@@ -65,7 +65,7 @@ class Regularizer:
 
     def __call__(self, x: Any) -> Any:
         """The penalty of one buffer `x`, as a NumPy scalar."""
-        return 0.0 if self.coefficients is None else one_penalty(x, self.parts)
+        return 0.0 if self.coefficients is None else one_penalty(x, parts_of(self))
 
     def __repr__(self) -> str:
         try:
@@ -85,12 +85,25 @@ class Regularizer:
 
 
 def parts_of(regularizer: RegularizerLike | None) -> Parts:
-    """Any regularizer taken apart; None has no parts."""
+    """Any regularizer taken apart; None has no parts.
+
+    ValueError for coefficients that no penalty has: an attribute that was set to NaN after the
+    regularizer was made, say, or those of a user's own class.
+    """
     if regularizer is None:
         return Parts(None, ())
-    if isinstance(regularizer, Regularizer):
-        return regularizer.parts
-    return Parts(None, (regularizer,))
+    if not isinstance(regularizer, Regularizer):
+        return Parts(None, (regularizer,))
+    linear, others = regularizer.parts
+    if linear is None:
+        return Parts(None, others)
+    l1, l2 = map(float, linear)
+    if not (0.0 <= l1 < math.inf and 0.0 <= l2 < math.inf):
+        raise ValueError(
+            f"regularizer: {regularizer!r} has the coefficients ({l1}, {l2}); wanted finite "
+            "numbers of at least 0"
+        )
+    return Parts((l1, l2), others)
 
 
 class L1(Regularizer):
