@@ -104,7 +104,9 @@ class Work(TorchPeers):
 def limit(work: Work, threads: int) -> Contenders:
     # Into gradients of their own: what it leaves there is no number that others should add to.
     grads = [placed(np.zeros_like(w), work.offset) for w in work.weights]
-    return {"pure exchange": lambda: work.plan._core.exchange(grads, threads)}
+    return {
+        "pure exchange": lambda: work.plan._core.exchange(work.plan._strengths.core, grads, threads)
+    }
 
 
 def many_small(report: Report, offset: int) -> None:

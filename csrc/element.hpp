@@ -38,9 +38,11 @@ FUSED_PENALTIES_HD inline Factors gradient_factors(double l1, double l2, double 
     return {times(l1, upstream), times(l2, multiply(2.0, upstream))};
 }
 FUSED_PENALTIES_HD inline Factors proximal_factors(double l1, double l2, double step) {
-    return {multiply(step, l1), add(1.0, multiply(multiply(2.0, step), l2))};
+    if (step == 0) return {0, 1};  // also where a coefficient is too large for its dtype: 0 * inf would be NaN
+    return {multiply(step, l1), add(1.0, times(l2, multiply(2.0, step)))};
 }
 FUSED_PENALTIES_HD inline Factors decay_factors(double l2, double rate) {
+    if (rate == 0) return {1, 0};  // as above
     return {add(1.0, -multiply(multiply(2.0, rate), l2)), 0};
 }
 

@@ -119,9 +119,9 @@ public:
     // Adds another sum.
     void add(const Exact& other) {
         if (pending_ + other.pending_ >= kPendingLimit) carry();
-        for (int i = other.first_; i < other.last_; ++i) limbs_[i] += other.limbs_[i];
-        limbs_[kDigits] += other.limbs_[kDigits];
-        limbs_[kDigits + 1] += other.limbs_[kDigits + 1];
+        for (int i = other.first_; i < other.last_; ++i)
+            limbs_[i] = int64_t(uint64_t(limbs_[i]) + uint64_t(other.limbs_[i]));  // given limbs may be anything
+        for (int i = kDigits; i < kLimbs; ++i) limbs_[i] = int64_t(uint64_t(limbs_[i]) + uint64_t(other.limbs_[i]));
         widen(other.first_, other.last_);
         pending_ += other.pending_ + 1;
     }

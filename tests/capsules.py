@@ -114,10 +114,17 @@ def tensor(array: Any, kind: int = CUDA) -> tuple[Tensor, Any]:
 def capsule(array: Any, *, versioned: bool = True, flags: int = 0, kind: int = CUDA) -> Any:
     """The memory of a CuPy array in a capsule of DLPack 1 or, not `versioned`, DLPack 0."""
     described, kept = tensor(array, kind)
+    return wrapped(described, kept, versioned=versioned, flags=flags)
+
+
+def wrapped(
+    described: Tensor, kept: Any, *, versioned: bool = True, flags: int = 0, major: int = 1
+) -> Any:
+    """A capsule with a tensor whose fields are whatever they are."""
     deleter = ctypes.cast(_deleter, ctypes.c_void_p)
     managed: Any = Managed(described, None, deleter)
     if versioned:
-        managed = Versioned(1, 0, None, deleter, flags, described)
+        managed = Versioned(major, 0, None, deleter, flags, described)
     address = ctypes.addressof(managed)
     _alive[address] = managed, kept
     return _new(address, _NAMES[versioned], ctypes.cast(_destructor, ctypes.c_void_p))

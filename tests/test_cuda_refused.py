@@ -336,3 +336,17 @@ def test_broken_exports_say_where() -> None:
 
     with pytest.raises(TypeError, match=r"^weights\[1\]: .*no export today"):
         fp.sums([gpu.on_gpu(W), Broken(gpu.on_gpu(W))])
+
+
+@pytest.mark.parametrize("use", ["add_grad", "value_and_grad"])
+def test_strengths_that_change_during_a_call(use: str) -> None:
+    """The device has one set of them: a call that means others than are there is refused."""
+    there, grad = gpu.on_gpu(W), gpu.on_gpu(np.zeros_like(W))
+    plan = fp.Plan([there], L1(1.0))
+    calls = Producer(grad, arrives=lambda stream: plan.set_regularizer(L2(0.5)))
+    with pytest.raises(RuntimeError, match=r"^the plan was given other regularizers during"):
+        getattr(plan, use)([calls])
+    assert not grad.get().any()
+    assert float(plan.value()) == 15.0
+    plan.add_grad([grad])
+    assert np.array_equal(grad.get(), W)

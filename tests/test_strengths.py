@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -65,3 +66,29 @@ def test_a_plan_keeps_its_strengths_when_others_are_refused() -> None:
     with pytest.raises(ValueError, match="coefficients"):
         plan.set_regularizer(Mine(math.nan, 0.0))
     assert plan.value() == 3.0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_no_step_and_no_rate_change_nothing(dtype: type) -> None:
+    """Also with strengths that float32 has no room for, where 0 * inf would be NaN."""
+    w = np.array([1.0, -2.0, np.inf, np.nan], dtype)
+    before = w.tobytes()
+    plan = fp.Plan([w], regularizers.L1L2(1e300, 1e300))
+    plan.prox(0.0)
+    plan.decay(0.0)
+    assert w.tobytes() == before
+
+
+def test_the_largest_step_of_a_penalty_without_l2() -> None:
+    """Twice this step is no float64, but there is nothing that it would multiply."""
+    w = np.array([1.0, -2.0, 0.25])
+    fp.Plan([w], regularizers.L1(0.5 / sys.float_info.max)).prox(sys.float_info.max)
+    assert w.tolist() == [0.5, -1.5, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, -1.0])
+def test_the_core_itself_refuses_them(bad: float) -> None:
+    core = fp._core.make_plan([W], None, False)
+    for pair in ([bad], [0.0]), ([0.0], [bad]):
+        with pytest.raises(ValueError, match=r"^weights\[0\]: got a coefficient"):
+            core.strengths(*pair)

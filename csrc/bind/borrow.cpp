@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
 
 namespace fused_penalties {
 namespace {
@@ -74,6 +77,58 @@ std::string name_of(const dlpack::Device& device) {
         case 14: return "oneapi" + id;
         default: return "device " + std::to_string(device.type) + id;
     }
+}
+
+// Fills in where the elements of a tensor lie, its rank and shape being in the view already; or says what is wrong
+// with it. After that neither a count nor an address of an element wraps around.
+const char* lay_out(const dlpack::Tensor& tensor, View& view, int64_t* strides) {
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+    constexpr const char* kTooFar = "has elements beyond the end of memory";
+    if (view.rank > 0 && !view.shape) return "has dimensions but no shape";
+    const int64_t* const end = view.shape + view.rank;
+    if (std::any_of(view.shape, end, [](int64_t extent) { return extent < 0; })) return "has a negative shape";
+    view.data = static_cast<unsigned char*>(tensor.data);
+    view.dense = true;
+    std::fill_n(strides, view.rank, 0);
+    if (std::find(view.shape, end, 0) != end) return nullptr;
+    if (!tensor.data) return "has a shape but no data to read";
+
+    const int64_t item = itemsize(view.dtype);
+    int64_t dense_stride = item;
+    uint64_t below = 0, above = uint64_t(item);  // bytes that the elements reach from the first one
+    for (int k = view.rank; k-- > 0;) {
+        const int64_t extent = view.shape[k];
+        if (extent == 1) continue;  // its stride means nothing, and is whatever it is
+        strides[k] = dense_stride;
+        if (tensor.strides) {
+            if (tensor.strides[k] > kMost / item || tensor.strides[k] < -(kMost / item)) return kTooFar;
+            strides[k] = tensor.strides[k] * item;
+        }
+        view.dense = view.dense && strides[k] == dense_stride;
+        const int64_t step = std::abs(strides[k]);
+        if (step > kMost / (extent - 1)) return kTooFar;
+        uint64_t& reach = strides[k] < 0 ? below : above;
+        reach += uint64_t(step * (extent - 1));
+        if (reach > uint64_t(kMost)) return kTooFar;
+        if (dense_stride > kMost / extent) return "has more elements than fit in memory";
+        dense_stride *= extent;
+    }
+    const auto start = reinterpret_cast<uintptr_t>(tensor.data);
+    if (tensor.byte_offset > UINTPTR_MAX - start) return kTooFar;
+    const uintptr_t first = start + uintptr_t(tensor.byte_offset);
+    if (below > first || above > UINTPTR_MAX - first) return kTooFar;
+    view.data += tensor.byte_offset;
+    return nullptr;
+}
+
+// Takes the tensor out of a capsule, as the protocol has it: nobody else may do so then. Returns what keeps it alive.
+template <class Managed>
+py::capsule take(py::handle capsule, Managed* managed, const char* used) {
+    if (PyCapsule_SetName(capsule.ptr(), used) != 0) throw py::error_already_set();
+    return py::capsule(managed, [](void* taken) {
+        auto* managed = static_cast<Managed*>(taken);
+        if (managed->deleter) managed->deleter(managed);
+    });
 }
 
 }  // namespace
@@ -254,24 +309,16 @@ void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, 
     } else {
         wrong_dtype(label(i), py::str(py::getattr(item(i), "dtype", py::str("of this array"))).cast<std::string>());
     }
-    if (tensor.ndim > kMaxRank)
-        throw py::value_error(label(i) + ": has " + std::to_string(tensor.ndim) + " dimensions; wanted at most " +
-                              std::to_string(kMaxRank));
+    check_rank(i, tensor.ndim);
     int64_t strides[kMaxRank];
-    int64_t dense_stride = itemsize(view.dtype);
-    view.dense = true;
-    for (int k = tensor.ndim; k-- > 0;) {
-        strides[k] = tensor.strides ? tensor.strides[k] * itemsize(view.dtype) : dense_stride;
-        view.dense = view.dense && (strides[k] == dense_stride || tensor.shape[k] == 1);
-        dense_stride *= tensor.shape[k];
-    }
-    view.data = static_cast<unsigned char*>(tensor.data) + tensor.byte_offset;
-    view.swapped = false;
-    view.writable = writable;
     view.rank = tensor.ndim;
     view.shape = tensor.shape;
     view.strides = strides;
-    if (!tensor.data && view.count() > 0) throw py::value_error(label(i) + ": has a shape but no data to read");
+    if (const char* fault = lay_out(tensor, view, strides)) throw py::value_error(label(i) + ": " + fault);
+    view.swapped = false;
+    view.writable = writable;
+    if (on_cuda(tensor.device) && tensor.device.id < 0)
+        throw py::value_error(label(i) + ": is on " + name_of(tensor.device) + ", which is no device");
     found_on(i, tensor.device, view.count() == 0);
     if (!on_host(tensor.device) && !(kReadsCuda && on_cuda(tensor.device))) readable_ = false;
     if (on_cuda(tensor.device)) check_aligned(i, view);
@@ -293,6 +340,7 @@ void Items::visit_cupy(size_t i, py::handle array, bool writable, const Visit& v
     View view;
     view.dtype = dtype_of(i, get(array, 2));
     view.rank = int(PyTuple_Size(shape.ptr()));
+    check_rank(i, view.rank);
     view.dense = true;
     int64_t dense_stride = itemsize(view.dtype);
     for (int k = view.rank; k-- > 0;) {
@@ -313,6 +361,12 @@ void Items::visit_cupy(size_t i, py::handle array, bool writable, const Visit& v
     visit(*this, i, view);
 }
 
+void Items::check_rank(size_t i, int rank) const {
+    if (rank < 0 || rank > kMaxRank)
+        throw py::value_error(label(i) + ": has " + std::to_string(rank) + " dimensions; wanted at most " +
+                              std::to_string(kMaxRank));
+}
+
 // A GPU reads an element only at a multiple of its size.
 void Items::check_aligned(size_t i, const View& view) const {
     uintptr_t bits = reinterpret_cast<uintptr_t>(view.data);
@@ -331,28 +385,40 @@ bool Items::is_cupy(py::handle object) {
 
 // Whatever is neither a plain NumPy or CuPy array nor of a type with an exchange table: Python turns it into a NumPy
 // array, a DLPack capsule, a CuPy array and whether it may be written, or the (type, id) of a device that it cannot be
-// read on.
+// read on. What an object's own __dlpack__ returned comes here as it is, and may be anything.
 void Items::visit_adapted(size_t i, const Visit& visit) {
-    py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
-    if (PyTuple_Check(adapted.ptr())) {
-        const auto pair = adapted.cast<std::pair<py::object, int>>();
-        if (py::isinstance<py::int_>(pair.first)) {
+    const py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
+    PyObject* const object = adapted.ptr();
+    if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
+        const py::handle first = PyTuple_GET_ITEM(object, 0), second = PyTuple_GET_ITEM(object, 1);
+        if (PyLong_Check(first.ptr()) && PyLong_Check(second.ptr())) {
             readable_ = false;
-            return found_on(i, {pair.first.cast<int>(), pair.second}, false);
+            return found_on(i, {first.cast<int>(), second.cast<int>()}, false);
         }
-        kept_.push_back(adapted);
-        return visit_cupy(i, pair.first, pair.second != 0, visit);
+        if (kReadsCuda && is_cupy(first)) {
+            kept_.push_back(adapted);
+            return visit_cupy(i, first, second.is(py::bool_(true)), visit);
+        }
     }
-    kept_.push_back(adapted);
-    if (PyCapsule_IsValid(adapted.ptr(), "dltensor_versioned")) {
-        const auto* versioned =
-            static_cast<dlpack::VersionedTensor*>(PyCapsule_GetPointer(adapted.ptr(), "dltensor_versioned"));
+    if (PyCapsule_IsValid(object, "dltensor_versioned")) {
+        auto* versioned = static_cast<dlpack::VersionedTensor*>(PyCapsule_GetPointer(object, "dltensor_versioned"));
+        if (versioned->version.major != 1)
+            throw py::type_error(label(i) + ": DLPack " + std::to_string(versioned->version.major) + "." +
+                                 std::to_string(versioned->version.minor) + " is not supported; wanted 1 or 0");
+        kept_.push_back(take(adapted, versioned, "used_dltensor_versioned"));
         return visit_tensor(i, versioned->tensor, !(versioned->flags & dlpack::kReadOnly), visit);
     }
-    if (PyCapsule_IsValid(adapted.ptr(), "dltensor")) {
-        const auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(adapted.ptr(), "dltensor"));
+    if (PyCapsule_IsValid(object, "dltensor")) {
+        auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
+        kept_.push_back(take(adapted, managed, "used_dltensor"));
         return visit_tensor(i, managed->tensor, false, visit);  // cannot say whether it may be written
     }
+    if (!py::isinstance<py::array>(adapted)) {
+        const bool used = PyCapsule_CheckExact(object);
+        const std::string got = used ? "a capsule that is used already" : "a " + std::string(Py_TYPE(object)->tp_name);
+        throw py::type_error(label(i) + ": its __dlpack__ returned " + got + "; wanted a new capsule");
+    }
+    kept_.push_back(adapted);
     // A view of the item's own memory, such as a memmap's, may be written to; a converted copy may not.
     visit_array(i, adapted, py::isinstance<py::array>(item(i)), visit);
 }

@@ -106,6 +106,7 @@ private:
     DType dtype_of(size_t i, py::handle dtype) const;
     bool is_cupy(py::handle object);
     void check_aligned(size_t i, const View& view) const;
+    void check_rank(size_t i, int rank) const;
     void found_on(size_t i, const dlpack::Device& device, bool empty);
     void check_readable() const;
     py::handle item(size_t i) const { return PyTuple_GET_ITEM(items_.ptr(), Py_ssize_t(i)); }

@@ -66,7 +66,8 @@ void BoundWeights::check_coefficients(const std::vector<double>& l1, const std::
         throw py::value_error("coefficients: got " + std::to_string(l1.size()) + " and " + std::to_string(l2.size()) +
                               "; wanted " + std::to_string(size()));
     for (size_t i = 0; i < size(); ++i)
-        if (l1[i] < 0 || l2[i] < 0) throw py::value_error(items_->label(i) + ": got a negative coefficient");
+        if (!(l1[i] >= 0 && l2[i] >= 0))
+            throw py::value_error(items_->label(i) + ": got a coefficient that is negative or NaN");
 }
 
 void BoundWeights::check_writable(size_t i) const { check_target(*items_, i, weights_[i].view); }
@@ -103,12 +104,13 @@ void BoundWeights::check_grad(const Items& items, size_t i, const View& grad) co
 
 BoundGrads BoundWeights::find(const py::object& grads,
                               const std::function<void(BoundGrads&, size_t, const View&)>& take) const {
-    if (py::len(grads) != size())
-        throw py::value_error("grads: got " + std::to_string(py::len(grads)) + "; wanted one for each of " +
+    const py::tuple fixed(grads);  // whose length stays what is checked here
+    if (fixed.size() != size())
+        throw py::value_error("grads: got " + std::to_string(fixed.size()) + "; wanted one for each of " +
                               std::to_string(size()) + " weights");
     BoundGrads bound;
     bound.items = std::make_unique<Items>(
-        "grads", grads, names_, single_,
+        "grads", fixed, names_, single_,
         [&](const Items& items, size_t i, const View& grad) {
             check_grad(items, i, grad);
             take(bound, i, grad);

@@ -30,7 +30,7 @@ public:
     Spans& spans() { return spans_; }
     std::vector<std::string> dtypes() const;
 
-    // Throws ValueError unless there are coefficients for all, none of them negative.
+    // Throws ValueError unless there are coefficients for all, none of them negative or NaN.
     void check_coefficients(const std::vector<double>& l1, const std::vector<double>& l2) const;
     // Throws ValueError unless weight i may be changed in place.
     void check_writable(size_t i) const;

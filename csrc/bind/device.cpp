@@ -106,17 +106,21 @@ public:
         return turns;
     }
 
-    void set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
+    // Returns a number for these, with which calls say that they mean them.
+    uint64_t set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
         weights_.check_coefficients(l1, l2);
         std::vector<double> both(l1);
         both.insert(both.end(), l2.begin(), l2.end());
+        uint64_t generation = 0;
         in_turn(stream, [&](const Queue& queue, bool) {
+            generation = ++generation_;
             cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
         });
         for (size_t i = 0; i < l1.size(); ++i) {
             penalized_[i] = l1[i] != 0 || l2[i] != 0;
             decays_[i] = l2[i] != 0;
         }
+        return generation;
     }
 
     void sums(Address stream, Address abs, Address square, Address totals) {
@@ -150,8 +154,9 @@ public:
     }
 
     // The penalty, of all buffers and of each; 0 for what is not wanted.
-    void value(Address stream, Address value, Address values, bool wide) {
+    void value(Address stream, uint64_t generation, Address value, Address values, bool wide) {
         in_turn(stream, [&](const Queue& queue, bool captured) {
+            check(generation);
             sum(queue, captured, coefficients_);
             finish_penalty(queue, captured, value, values, wide);
         });
@@ -170,22 +175,28 @@ public:
         return {std::move(table), bound.items->library(), true, {}};
     }
 
-    void add_grad(Address stream, const GradTable& grads, Address uploaded, double upstream) {
+    void add_grad(Address stream, uint64_t generation, const GradTable& grads, Address uploaded, double upstream) {
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
+            check(generation);
             differentiate(queue, captured, grads.table, uploaded, upstream, false);
         });
     }
 
-    void value_and_grad(Address stream, const GradTable& grads, Address uploaded, double upstream, Address value,
-                        bool wide) {
+    void value_and_grad(Address stream, uint64_t generation, const GradTable& grads, Address uploaded, double upstream,
+                        Address value, bool wide) {
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
+            check(generation);
             differentiate(queue, captured, grads.table, uploaded, upstream, true);
             finish_penalty(queue, captured, value, 0, wide);
         });
     }
 
-    void prox(Address stream, double step) { update(stream, cuda::UpdateArguments::proximal, step); }
-    void decay(Address stream, double rate) { update(stream, cuda::UpdateArguments::decay, rate); }
+    void prox(Address stream, uint64_t generation, double step) {
+        update(stream, generation, cuda::UpdateArguments::proximal, step);
+    }
+    void decay(Address stream, uint64_t generation, double rate) {
+        update(stream, generation, cuda::UpdateArguments::decay, rate);
+    }
 
     GradTable norm_table(const py::object& grads) const {
         weights_.items().check_unmoved();
@@ -308,10 +319,17 @@ private:
         cuda::launch(queue, results);
     }
 
-    void update(Address stream, cuda::UpdateArguments::Kind kind, double number) {
+    // Throws unless the coefficients on the device are still those that the call means.
+    void check(uint64_t generation) const {
+        if (generation != generation_)
+            throw std::runtime_error("the plan was given other regularizers during this call");
+    }
+
+    void update(Address stream, uint64_t generation, cuda::UpdateArguments::Kind kind, double number) {
         for (size_t i = 0; i < penalized_.size(); ++i)
             if (kind == cuda::UpdateArguments::proximal ? penalized_[i] : decays_[i]) weights_.check_writable(i);
         in_turn(stream, [&](const Queue& queue, bool) {
+            check(generation);
             cuda::launch(queue, table_,
                          cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
         });
@@ -323,6 +341,7 @@ private:
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
+    uint64_t generation_ = 0;  // of the coefficients; as they are, only looked at in turn
     std::shared_ptr<cuda::Turns> turns_ = new_turns();
     std::mutex mutex_;
 };
@@ -387,14 +406,15 @@ void define_device_plan(py::module_& m) {
         .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
         .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))
         .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
-        .def("value", &DevicePlan::value, arg("stream"), arg("value"), arg("values"), arg("wide"))
+        .def("value", &DevicePlan::value, arg("stream"), arg("generation"), arg("value"), arg("values"), arg("wide"))
         .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
         .def("again", &DevicePlan::again, arg("known"), arg("grads"))
-        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("grads"), arg("uploaded"), arg("upstream"))
-        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("grads"), arg("uploaded"),
-             arg("upstream"), arg("value"), arg("wide"))
-        .def("prox", &DevicePlan::prox, arg("stream"), arg("step"))
-        .def("decay", &DevicePlan::decay, arg("stream"), arg("rate"))
+        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("generation"), arg("grads"), arg("uploaded"),
+             arg("upstream"))
+        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("generation"), arg("grads"),
+             arg("uploaded"), arg("upstream"), arg("value"), arg("wide"))
+        .def("prox", &DevicePlan::prox, arg("stream"), arg("generation"), arg("step"))
+        .def("decay", &DevicePlan::decay, arg("stream"), arg("generation"), arg("rate"))
         .def("norm_table", &DevicePlan::norm_table, arg("grads"))
         .def("clip", &DevicePlan::clip, arg("stream"), arg("grads"), arg("uploaded"), arg("workspace"), arg("captured"),
              arg("max_norm"), arg("norm"));

@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "borrow.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/sweep.hpp"
@@ -15,7 +17,7 @@ namespace fused_penalties {
 namespace {
 
 using Doubles = py::array_t<double>;
-using Limbs = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Limbs = py::array_t<int64_t, py::array::c_style>;  // of no other dtype, which would be rounded
 
 // The weights of one call.
 struct Weights {
@@ -64,13 +66,20 @@ py::object partial_sums(const py::object& items, const py::object& names, bool s
     return limbs;
 }
 
-// Calls visit(row, accumulator) for each row of limbs (n, 2, kLimbs).
+// Calls visit(row, accumulator) for each row of limbs (n, 2, kLimbs), whose shape is checked here: an array's can be
+// changed at any time.
 template <class Visit>
 void each_limbs(const Limbs& limbs, const Visit& visit) {
+    if (limbs.ndim() != 3 || limbs.shape(1) != 2 || limbs.shape(2) != kLimbs)
+        throw py::value_error("limbs: got an array of shape " + py::repr(limbs.attr("shape")).cast<std::string>() +
+                              "; wanted (n, 2, " + std::to_string(kLimbs) + ")");
     const py::ssize_t rows = limbs.size() / kLimbs;
     for (py::ssize_t row = 0; row < rows; ++row) {
         Exact sum;
         sum.add_limbs(limbs.data() + row * kLimbs);
+        const int64_t* canonical = sum.canonical_limbs();
+        if (std::min({canonical[kDigits - 1], canonical[kDigits], canonical[kDigits + 1]}) < 0)
+            throw py::value_error("limbs: got a negative sum; wanted sums of non-negative values");
         visit(row, sum);
     }
 }
@@ -84,7 +93,7 @@ Limbs canonical_limbs(const Limbs& limbs) {
 }
 
 py::tuple sums_of_limbs(const Limbs& limbs) {
-    const py::ssize_t n = limbs.size() / (2 * kLimbs);
+    const py::ssize_t n = limbs.ndim() ? limbs.shape(0) : 0;
     Doubles abs(n), square(n);
     double* to[2] = {abs.mutable_data(), square.mutable_data()};
     Exact total[2];
@@ -136,6 +145,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("why_isa", &why_isa);
     m.def("use_isa", &switch_isa, arg("name"));
     m.def("default_threads", &default_threads);
+    m.def("checked_threads", &checked_threads, arg("threads"));
 
     define_plan(m);
 #if defined(FUSED_PENALTIES_CUDA)

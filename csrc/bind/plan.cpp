@@ -20,39 +20,50 @@
 namespace fused_penalties {
 namespace {
 
+// The coefficients of a plan's buffers, and what follows from them. It never changes: a call keeps the ones that it
+// began with, whatever other threads, or Python code that it comes to run, give the plan meanwhile.
+struct Strengths {
+    const BoundWeights* weights;  // whose these are
+    std::vector<double> l1, l2;
+    std::vector<size_t> active;   // the buffers that have a penalty
+    std::vector<bool> penalized;  // the same, as flags
+    std::vector<Span> spans;      // theirs
+    Line line;
+    bool tied;  // some of them share memory
+
+    Strengths(const BoundWeights& of, std::vector<double> l1_of_all, std::vector<double> l2_of_all)
+        : weights(&of), l1(std::move(l1_of_all)), l2(std::move(l2_of_all)), penalized(l1.size()) {
+        for (size_t i = 0; i < l1.size(); ++i) {
+            if (l1[i] == 0 && l2[i] == 0) continue;
+            penalized[i] = true;
+            active.push_back(i);
+            spans.push_back(of.spans()[i]);
+        }
+        line = Line(spans.data(), spans.size());
+        tied = of.tied(active);
+    }
+};
+
 class Plan {
 public:
-    explicit Plan(BoundWeights weights) : weights_(std::move(weights)), line_(spans().data(), spans().size()) {
-        set_coefficients(std::vector<double>(spans().size()), std::vector<double>(spans().size()));
-    }
+    explicit Plan(BoundWeights weights) : weights_(std::move(weights)), line_(spans().data(), spans().size()) {}
 
     ~Plan() { delete spare_.load(); }
 
     std::vector<std::string> dtypes() const { return weights_.dtypes(); }
 
-    void set_coefficients(const std::vector<double>& l1, const std::vector<double>& l2) {
+    std::unique_ptr<Strengths> strengths(const std::vector<double>& l1, const std::vector<double>& l2) const {
         weights_.check_coefficients(l1, l2);
-        l1_ = l1;
-        l2_ = l2;
-        active_.clear();
-        active_spans_.clear();
-        penalized_.assign(l1.size(), false);
-        for (size_t i = 0; i < l1.size(); ++i) {
-            if (l1[i] == 0 && l2[i] == 0) continue;
-            penalized_[i] = true;
-            active_.push_back(i);
-            active_spans_.push_back(spans()[i]);
-        }
-        active_line_ = Line(active_spans_.data(), active_spans_.size());
-        tied_ = weights_.tied(active_);
+        return std::make_unique<Strengths>(weights_, l1, l2);
     }
 
     py::tuple sums(const py::object& threads) {
+        const int at_most = checked_threads(threads);
         const py::ssize_t n = py::ssize_t(spans().size());
         py::array_t<double> abs(n), square(n);
         ExactSums total;
         const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
-        const Work work{spans().data(), line_, checked_threads(threads), active_kernels()};
+        const Work work{spans().data(), line_, at_most, active_kernels()};
         Borrowed space(*this);
         {
             const py::gil_scoped_release release;
@@ -61,54 +72,58 @@ public:
         return py::make_tuple(abs, square, total.abs.value(), total.square.value());
     }
 
-    double value(const py::object& threads) {
-        const Work work = active_work(active_spans_.data(), threads);
+    double value(const Strengths& strengths, const py::object& threads) {
+        const Work work = active_work(strengths, checked_threads(threads));
         Borrowed space(*this);
         const py::gil_scoped_release release;
-        return weighed(work, *space, nullptr);
+        return weighed(strengths, work, *space, nullptr);
     }
 
-    py::array_t<double> values(const py::object& threads) {
-        const Work work = active_work(active_spans_.data(), threads);
+    py::array_t<double> values(const Strengths& strengths, const py::object& threads) {
+        const Work work = active_work(strengths, checked_threads(threads));
         py::array_t<double> values(py::ssize_t(spans().size()));
         double* out = values.mutable_data();
         Borrowed space(*this);
         const py::gil_scoped_release release;
-        weighed(work, *space, nullptr);
+        weighed(strengths, work, *space, nullptr);
         const DefaultFloatEnvironment environment;
         std::fill_n(out, spans().size(), 0.0);
-        for (size_t k = 0; k < active_.size(); ++k) out[active_[k]] = term(k, *space);
+        for (size_t k = 0; k < strengths.active.size(); ++k) out[strengths.active[k]] = term(strengths, k, *space);
         return values;
     }
 
-    void add_grad(const py::object& grads, double upstream, const py::object& threads) {
-        with_gradients(grads, upstream, threads,
+    void add_grad(const Strengths& strengths, const py::object& grads, double upstream, const py::object& threads) {
+        with_gradients(strengths, grads, upstream, threads,
                        [](const Work& work, Workspace&, const Change& gradient) { change(work, gradient); });
     }
 
-    double value_and_grad(const py::object& grads, double upstream, const py::object& threads) {
+    double value_and_grad(const Strengths& strengths, const py::object& grads, double upstream,
+                          const py::object& threads) {
         double value = 0;
-        with_gradients(grads, upstream, threads, [&](const Work& work, Workspace& space, const Change& gradient) {
-            value = weighed(work, space, &gradient);
-        });
+        with_gradients(strengths, grads, upstream, threads,
+                       [&](const Work& work, Workspace& space, const Change& gradient) {
+                           value = weighed(strengths, work, space, &gradient);
+                       });
         return value;
     }
 
-    void prox(double step, const py::object& threads) {
-        change_weights(Change::proximal, threads,
-                       [&](size_t i) { return canon::proximal_factors(l1_[i], l2_[i], step); });
+    void prox(const Strengths& strengths, double step, const py::object& threads) {
+        change_weights(strengths, Change::proximal, threads,
+                       [&](size_t i) { return canon::proximal_factors(strengths.l1[i], strengths.l2[i], step); });
     }
 
-    void decay(double rate, const py::object& threads) {
-        change_weights(Change::scale, threads, [&](size_t i) { return Factors{1 - 2 * rate * l2_[i], 0}; });
+    void decay(const Strengths& strengths, double rate, const py::object& threads) {
+        change_weights(strengths, Change::scale, threads,
+                       [&](size_t i) { return canon::decay_factors(strengths.l2[i], rate); });
     }
 
     double clip_grad_norm(const py::object& grads, double max_norm, const py::object& threads) {
+        const int at_most = checked_threads(threads);
         Borrowed space(*this);
         BoundGrads bound = weights_.bind_grads(grads);
         const Spans& spans = bound.grads;
         const Line line(spans.data(), spans.size());
-        const Work work{spans.data(), line, safe_threads(line, bound.reaches, threads), active_kernels()};
+        const Work work{spans.data(), line, safe_threads(line, bound.reaches, at_most), active_kernels()};
         const py::gil_scoped_release release;
         ExactSums total;
         sum(work, space->cut, {nullptr, nullptr, nullptr, &total});
@@ -121,9 +136,10 @@ public:
     }
 
     // Not a method of training: the limit that bench/plan.py compares with.
-    void exchange_all(const py::object& grads, const py::object& threads) {
-        const BoundGrads bound = weights_.bind(grads, penalized_, false);
-        const Work work = active_work(bound.weights.data(), threads);
+    void exchange_all(const Strengths& strengths, const py::object& grads, const py::object& threads) {
+        Work work = active_work(strengths, checked_threads(threads));
+        const BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
+        work.spans = bound.weights.data();
         const py::gil_scoped_release release;
         exchange(work, bound.grads.data());
     }
@@ -155,70 +171,71 @@ private:
         std::unique_ptr<Workspace> space_;
     };
 
-    Work active_work(const Span* spans, const py::object& threads) const {
-        return {spans, active_line_, checked_threads(threads), active_kernels()};
+    // Every call that has strengths begins here.
+    Work active_work(const Strengths& strengths, int at_most) const {
+        if (strengths.weights != &weights_) throw py::value_error("strengths: these are another plan's");
+        return {strengths.spans.data(), strengths.line, at_most, active_kernels()};
     }
 
     // The float64 penalty of the k-th active buffer.
-    double term(size_t k, const Workspace& space) const {
-        return canon::term(l1_[active_[k]], l2_[active_[k]], space.abs[k], space.square[k]);
+    static double term(const Strengths& strengths, size_t k, const Workspace& space) {
+        const size_t i = strengths.active[k];
+        return canon::term(strengths.l1[i], strengths.l2[i], space.abs[k], space.square[k]);
     }
 
     // Sums the active buffers, with a change in the same read, and adds their penalties exactly.
-    double weighed(const Work& work, Workspace& space, const Change* change) const {
-        space.abs.resize(active_.size());
-        space.square.resize(active_.size());
+    static double weighed(const Strengths& strengths, const Work& work, Workspace& space, const Change* change) {
+        const size_t n = strengths.active.size();
+        space.abs.resize(n);
+        space.square.resize(n);
         sum(work, space.cut, {space.abs.data(), space.square.data(), nullptr, nullptr}, change);
         const DefaultFloatEnvironment environment;
         Exact total;
-        for (size_t k = 0; k < active_.size(); ++k) total.add(term(k, space));
+        for (size_t k = 0; k < n; ++k) total.add(term(strengths, k, space));
         return total.value();
     }
 
     // One thread where targets share memory, or another buffer's weights would change under a reader: then the
     // buffers are taken one after the other.
-    int safe_threads(const Line& line, std::vector<Reach>& reaches, const py::object& threads) const {
-        const int most = threads_for(line, checked_threads(threads));
+    int safe_threads(const Line& line, std::vector<Reach>& reaches, int at_most) const {
+        const int most = threads_for(line, at_most);
         if (most == 1) return 1;
         return weights_.shared(reaches) ? 1 : most;
     }
 
     template <class Run>
-    void with_gradients(const py::object& grads, double upstream, const py::object& threads, const Run& run) {
+    void with_gradients(const Strengths& strengths, const py::object& grads, double upstream, const py::object& threads,
+                        const Run& run) {
+        Work work = active_work(strengths, checked_threads(threads));
         Borrowed space(*this);
-        BoundGrads bound = weights_.bind(grads, penalized_, false);
-        const int at_most = safe_threads(active_line_, bound.reaches, threads);
+        BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
+        work.spans = bound.weights.data();
+        work.threads = safe_threads(strengths.line, bound.reaches, work.threads);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) space->factors.push_back(canon::gradient_factors(l1_[i], l2_[i], upstream));
-        const Work work{bound.weights.data(), active_line_, at_most, active_kernels()};
+        for (size_t i : strengths.active)
+            space->factors.push_back(canon::gradient_factors(strengths.l1[i], strengths.l2[i], upstream));
         const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
         const py::gil_scoped_release release;
         run(work, *space, gradient);
     }
 
     template <class Make>
-    void change_weights(Change::Kind kind, const py::object& threads, const Make& make) {
-        for (size_t i : active_)
-            if (kind == Change::proximal || l2_[i] != 0) weights_.check_writable(i);
+    void change_weights(const Strengths& strengths, Change::Kind kind, const py::object& threads, const Make& make) {
+        Work work = active_work(strengths, checked_threads(threads));
+        if (strengths.tied) work.threads = 1;
+        for (size_t i : strengths.active)
+            if (kind == Change::proximal || strengths.l2[i] != 0) weights_.check_writable(i);
         Borrowed space(*this);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
-        for (size_t i : active_) space->factors.push_back(make(i));
-        Work work = active_work(active_spans_.data(), threads);
-        if (tied_) work.threads = 1;
+        for (size_t i : strengths.active) space->factors.push_back(make(i));
         const py::gil_scoped_release release;
-        change(work, {kind, active_spans_.data(), space->factors.data()});
+        change(work, {kind, strengths.spans.data(), space->factors.data()});
     }
 
     BoundWeights weights_;
     Line line_;
-    std::vector<double> l1_, l2_;
-    std::vector<size_t> active_;   // the buffers that have a penalty
-    std::vector<bool> penalized_;  // the same, as flags
-    std::vector<Span> active_spans_;
-    Line active_line_;
-    bool tied_ = false;  // some of them share memory
     std::atomic<Workspace*> spare_{nullptr};
 };
 
@@ -236,18 +253,19 @@ py::object make_plan(const py::object& items, const py::object& names, bool sing
 void define_plan(py::module_& m) {
     using py::arg;
     m.def("make_plan", &make_plan, arg("items"), arg("names"), arg("single"), arg("unique") = false);
+    py::class_<Strengths>(m, "Strengths");
     py::class_<Plan>(m, "Plan")
         .def_property_readonly("dtypes", &Plan::dtypes)
-        .def("set_coefficients", &Plan::set_coefficients, arg("l1"), arg("l2"))
+        .def("strengths", &Plan::strengths, arg("l1"), arg("l2"), py::keep_alive<0, 1>())
         .def("sums", &Plan::sums, arg("threads"))
-        .def("value", &Plan::value, arg("threads"))
-        .def("values", &Plan::values, arg("threads"))
-        .def("add_grad", &Plan::add_grad, arg("grads"), arg("upstream"), arg("threads"))
-        .def("value_and_grad", &Plan::value_and_grad, arg("grads"), arg("upstream"), arg("threads"))
-        .def("prox", &Plan::prox, arg("step"), arg("threads"))
-        .def("decay", &Plan::decay, arg("rate"), arg("threads"))
+        .def("value", &Plan::value, arg("strengths"), arg("threads"))
+        .def("values", &Plan::values, arg("strengths"), arg("threads"))
+        .def("add_grad", &Plan::add_grad, arg("strengths"), arg("grads"), arg("upstream"), arg("threads"))
+        .def("value_and_grad", &Plan::value_and_grad, arg("strengths"), arg("grads"), arg("upstream"), arg("threads"))
+        .def("prox", &Plan::prox, arg("strengths"), arg("step"), arg("threads"))
+        .def("decay", &Plan::decay, arg("strengths"), arg("rate"), arg("threads"))
         .def("clip_grad_norm", &Plan::clip_grad_norm, arg("grads"), arg("max_norm"), arg("threads"))
-        .def("exchange", &Plan::exchange_all, arg("grads"), arg("threads"));
+        .def("exchange", &Plan::exchange_all, arg("strengths"), arg("grads"), arg("threads"));
 }
 
 }  // namespace fused_penalties

@@ -95,10 +95,12 @@ class DevicePlan:
                 finally:
                     _core.exchange_capture_mode(mode)
 
-    def set_coefficients(self, l1: list[float], l2: list[float]) -> None:
+    def strengths(self, l1: list[float], l2: list[float]) -> int:
+        """Puts them on the device, and returns their number. Calls with another are refused."""
         with self.stream() as stream:
             self._refuse_capture(stream, "the strengths cannot be set")
-            self._core.set_coefficients(stream, l1, l2)
+            generation: int = self._core.set_coefficients(stream, l1, l2)
+        return generation
 
     def sums(self, threads: int | None = None) -> tuple[Any, Any, Any, Any]:
         with self.stream() as stream:
@@ -129,17 +131,17 @@ class DevicePlan:
             self._core.limbs(stream, limbs.data.ptr)
             return limbs.get()
 
-    def value(self, threads: int | None = None) -> Any:
+    def value(self, strengths: int, threads: int | None = None) -> Any:
         with self.stream() as stream:
             value = self._cupy.empty((), self._dtype)
-            self._core.value(stream, value.data.ptr, 0, self._wide)
+            self._core.value(stream, strengths, value.data.ptr, 0, self._wide)
         return value
 
-    def values(self, threads: int | None = None) -> Any:
+    def values(self, strengths: int, threads: int | None = None) -> Any:
         """Each of the dtype that is `value`'s, rounded as that of the buffer alone."""
         with self.stream() as stream:
             values = self._cupy.empty(len(self.dtypes), self._dtype)
-            self._core.value(stream, 0, values.data.ptr, self._wide)
+            self._core.value(stream, strengths, 0, values.data.ptr, self._wide)
         return values
 
     def asarray(self, value: Any) -> Any:
@@ -147,29 +149,39 @@ class DevicePlan:
         with self.stream():
             return self._cupy.asarray(value)
 
-    def add_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> None:
+    def add_grad(
+        self, strengths: int, grads: list[Any], upstream: float, threads: int | None = None
+    ) -> None:
         found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            self._core.add_grad(stream, found, *uploaded.addresses(), upstream)
+            self._core.add_grad(stream, strengths, found, *uploaded.addresses(), upstream)
 
-    def value_and_grad(self, grads: list[Any], upstream: float, threads: int | None = None) -> Any:
+    def value_and_grad(
+        self, strengths: int, grads: list[Any], upstream: float, threads: int | None = None
+    ) -> Any:
         found = self._find(grads, workspaces=False)
         with self.stream(after_cupy=True) as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
             value = self._cupy.empty((), self._dtype)
             self._core.value_and_grad(
-                stream, found, *uploaded.addresses(), upstream, value.data.ptr, self._wide
+                stream,
+                strengths,
+                found,
+                *uploaded.addresses(),
+                upstream,
+                value.data.ptr,
+                self._wide,
             )
         return value
 
-    def prox(self, step: float, threads: int | None = None) -> None:
+    def prox(self, strengths: int, step: float, threads: int | None = None) -> None:
         with self.stream() as stream:
-            self._core.prox(stream, step)
+            self._core.prox(stream, strengths, step)
 
-    def decay(self, rate: float, threads: int | None = None) -> None:
+    def decay(self, strengths: int, rate: float, threads: int | None = None) -> None:
         with self.stream() as stream:
-            self._core.decay(stream, rate)
+            self._core.decay(stream, strengths, rate)
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
         found = self._find(grads, workspaces=True)
@@ -287,5 +299,4 @@ def penalty(plan: DevicePlan, coefficients: Sequence[tuple[float, float]]) -> An
         [coefficient(dtype, one) for dtype, one in zip(plan.dtypes, ones, strict=True)]
         for ones in zip(*coefficients, strict=True)
     ]
-    plan.set_coefficients(*rounded)
-    return plan.value()
+    return plan.value(plan.strengths(*rounded))

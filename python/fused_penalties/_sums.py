@@ -52,21 +52,26 @@ class PartialSums:
     """
 
     def __init__(self, limbs: ArrayLike, names: tuple[str, ...] | None = None) -> None:
+        self.names = names
+        self.limbs = limbs
+
+    @property
+    def limbs(self) -> NDArray[np.int64]:
+        return self._limbs
+
+    @limbs.setter
+    def limbs(self, limbs: ArrayLike) -> None:
         given = np.asarray(limbs)
         if given.dtype != np.int64 or given.ndim != 3 or given.shape[1:] != (2, _core.LIMBS):
             raise ValueError(
                 f"limbs: got {given.dtype} of shape {given.shape}; "
                 f"wanted int64 of shape (n, 2, {_core.LIMBS})"
             )
-        if names is not None and len(names) != len(given):
+        if self.names is not None and len(self.names) != len(given):
             raise ValueError(
-                f"names: got {len(names)}; wanted one for each of {len(given)} buffers"
+                f"names: got {len(self.names)}; wanted one for each of {len(given)} buffers"
             )
-        canonical = _core.canonical_limbs(given)
-        if (canonical < 0).any():
-            raise ValueError("limbs: got a negative sum; wanted sums of non-negative values")
-        self.limbs: NDArray[np.int64] = canonical
-        self.names = names
+        self._limbs = _core.canonical_limbs(given)
 
     def __len__(self) -> int:
         return len(self.limbs)

@@ -59,7 +59,7 @@ def adapt(item: Any, label: str) -> Any:
     if isinstance(item, np.ma.MaskedArray):
         raise TypeError(f"{label}: got a masked array; wanted one without a mask (see filled())")
     if isinstance(item, np.ndarray):
-        return item.view(np.ndarray)
+        return np.ndarray.view(item, np.ndarray)  # a subclass's own view may return anything
     if isinstance(item, np.generic):
         return np.asarray(item)
     if hasattr(item, "__dlpack_device__"):
@@ -67,7 +67,12 @@ def adapt(item: Any, label: str) -> Any:
     if hasattr(item, "__cuda_array_interface__"):
         return _from_cuda_array_interface(item) if cuda.is_available() else (2, 0)
     if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
-        return np.asarray(item)
+        try:
+            return np.asarray(item)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{label}: NumPy cannot read this {type(item).__name__}: {error}"
+            ) from error
     if _is_nested_numbers(item):
         return _array_of_numbers(item, label)
     if _has_buffer(item) and not isinstance(item, bytes):
@@ -80,16 +85,21 @@ def adapt(item: Any, label: str) -> Any:
 def _from_dlpack(item: Any, label: str) -> Any:
     try:
         kind, number = (int(part) for part in item.__dlpack_device__())
+        if not all(-(2**31) <= part < 2**31 for part in (kind, number)):
+            raise ValueError(f"there is no device {(kind, number)}")
         if kind not in _DLPACK_CPU and not (kind in _DLPACK_CUDA and cuda.is_available()):
             return (kind, number)
         if getattr(item, "requires_grad", False):
             item = item.detach()  # DLPack refuses what records its history; only values are read
         stream = {"stream": _stream(number)} if kind in _DLPACK_CUDA else {}
         try:
-            return item.__dlpack__(max_version=(1, 3), **stream)
+            made = item.__dlpack__(max_version=(1, 3), **stream)
         except TypeError:  # a producer older than DLPack 1.0
-            return item.__dlpack__(**stream)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            made = item.__dlpack__(**stream)
+        if isinstance(made, tuple):  # which means something else to the extension
+            raise TypeError(f"it returned {made!r}")
+        return made
+    except (BufferError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{label}: DLPack cannot export this {type(item).__name__}: {error}"
         ) from error
@@ -108,7 +118,7 @@ def is_on_gpu(item: Any) -> bool:
         return hasattr(item, "__cuda_array_interface__")
     try:
         return item.__dlpack_device__()[0] in _DLPACK_CUDA
-    except (BufferError, RuntimeError, TypeError, ValueError):  # it is nowhere that DLPack knows
+    except (BufferError, LookupError, RuntimeError, TypeError, ValueError):  # nowhere that is known
         return False
 
 

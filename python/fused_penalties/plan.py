@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,20 @@ from ._resolve import RegularizerLike, Regularizers, resolve
 from ._sums import Sums
 from ._weights import collect
 from .regularizers import Regularizer, parts_of
+
+
+class _Strengths(NamedTuple):
+    """What a plan's regularizers came to. A call takes all of it at once, at its start, so that it
+    has the old ones or the new ones while `set_regularizer` gives the plan others."""
+
+    core: Any
+    """The same for the core; weights on a GPU have a number there, and their calls are refused if
+    it is not that of the last ones any more."""
+    l1: list[float]
+    l2: list[float]
+    functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]]
+    """What has to be called: a buffer's place, the buffer, the functions."""
+    regularizers: list[RegularizerLike | None]
 
 
 class Plan:
@@ -53,8 +68,12 @@ class Plan:
     and the captured results for as long as the graph.
 
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
-    and are safe beside each other. What writes, into weights, grads or the plan, needs them to
-    itself. Functions among the regularizers are called as they are.
+    and are safe beside each other. What writes, into weights or grads, needs them to itself.
+    `set_regularizer` may come at any time: a call has the strengths that it began with, or on a GPU
+    is refused (RuntimeError). Functions among the regularizers are called as they are.
+
+    `copy.deepcopy` of a module that keeps its weights and a plan over them gives the copy a plan
+    over its own weights; a plan without its weights is not deep-copied, and never pickled.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
@@ -79,8 +98,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_core", "_dtype", "_dtypes", "_functions", "_items", "_l1", "_l2", "_no_weights",
-        "_on_gpu", "_threads", "names",
+        "_core", "_dtype", "_dtypes", "_items", "_no_weights", "_on_gpu", "_strengths", "_threads",
+        "names",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +108,7 @@ class Plan:
         items, names = collect(weights)
         single = len(items) == 1 and items[0] is weights
         regularizers = resolve(regularizer, len(items), names)
-        _core.sums([], None, False, threads, False)  # refuses a bad number now, not at some step
+        self._threads = _core.checked_threads(threads) or None  # a plain number from now on
         self._no_weights = {
             at
             for at, (item, one) in enumerate(zip(items, regularizers, strict=True))
@@ -104,19 +123,42 @@ class Plan:
         ]
         self.names = names
         self._items = list(items)
-        self._threads = threads
         core = _core.make_plan(bound, names, single)
         self._core: Any = core if isinstance(core, _core.Plan) else DevicePlan(core)
         self._on_gpu = core is not self._core
         self._dtypes = self._core.dtypes
         self._dtype = _convention.widest(self._dtypes)
-        self._use(regularizers)
+        self._strengths = self._strengths_of(regularizers)
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __repr__(self) -> str:
         return f"<Plan of {len(self)} buffers>"
+
+    def __copy__(self) -> Plan:
+        return self._over(self._items, self._strengths.regularizers)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """A plan over the weights' copies, if `copy.deepcopy` has made them before, as it has when
+        a module keeps its weights and then a plan of them. TypeError if not: nobody else would ever
+        change copies that are made here.
+        """
+        items = []
+        for at, item in enumerate(self._items):
+            if id(item) not in memo and at not in self._no_weights:
+                raise TypeError(
+                    f"fused_penalties.Plan cannot be copied: the copy of {self._label(at)} is not "
+                    "known; wanted a new plan, over the copied weights"
+                )
+            items.append(memo.get(id(item), item))
+        return self._over(items, copy.deepcopy(self._strengths.regularizers, memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "fused_penalties.Plan cannot be pickled: it is tied to its weights' memory; wanted a "
+            "new plan, over the weights where they are loaded"
+        )
 
     def set_regularizer(
         self, regularizer: Regularizers | Callable[[Any], Regularizers], step: Any = None
@@ -140,7 +182,7 @@ class Plan:
                     "schedule, a callable of the step that returns a regularizer"
                 )
             regularizer = regularizer(step)
-        self._use(resolve(regularizer, len(self), self.names))
+        self._strengths = self._strengths_of(resolve(regularizer, len(self), self.names))
 
     def sums(self) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
@@ -161,13 +203,14 @@ class Plan:
 
     def value(self) -> Any:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
-        if self._functions:
-            terms = self._terms().tolist()
-            for _, buffer, functions in self._functions:
+        strengths = self._strengths
+        if strengths.functions:
+            terms = self._terms(strengths).tolist()
+            for _, buffer, functions in strengths.functions:
                 terms += called(functions, buffer)
             value = _convention.scalar(_convention.total(terms), self._dtype)
             return self._core.asarray(value) if self._on_gpu else value
-        value = self._core.value(self._threads)
+        value = self._core.value(strengths.core, self._threads)
         return value if self._on_gpu else _convention.scalar(value, self._dtype)
 
     def values(self) -> Any:
@@ -176,11 +219,12 @@ class Plan:
         Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
         is float64. Their sum may differ in its last digit from `value`, which is rounded once.
         """
-        if self._on_gpu and not self._functions:
-            return self._core.values()
-        terms = self._terms()
+        strengths = self._strengths
+        if self._on_gpu and not strengths.functions:
+            return self._core.values(strengths.core)
+        terms = self._terms(strengths)
         terms[np.isnan(terms)] = math.nan  # processors give it different signs
-        for at, buffer, functions in self._functions:
+        for at, buffer, functions in strengths.functions:
             terms[at] = _convention.total([float(terms[at]), *called(functions, buffer)])
         with np.errstate(all="ignore"):
             narrow = terms.astype(np.float32)
@@ -237,16 +281,17 @@ class Plan:
                 `upstream` of rank above 0.
         """
         factor = _number(upstream, "upstream")
-        self._refuse_functions("gradient")
-        self._core.add_grad(self._listed(grads), factor, self._threads)
+        strengths = self._linear("gradient")
+        self._core.add_grad(strengths.core, self._listed(grads, strengths), factor, self._threads)
 
     def value_and_grad(self, grads: Any, upstream: Any = 1.0) -> Any:
         """`value`, and `add_grad` in the same read of the weights; the value is that without
         `upstream`. Arguments and errors as in `add_grad`.
         """
         factor = _number(upstream, "upstream")
-        self._refuse_functions("gradient")
-        value = self._core.value_and_grad(self._listed(grads), factor, self._threads)
+        strengths = self._linear("gradient")
+        listed = self._listed(grads, strengths)
+        value = self._core.value_and_grad(strengths.core, listed, factor, self._threads)
         return value if self._on_gpu else _convention.scalar(value, self._dtype)
 
     def prox(self, step: Any) -> None:
@@ -268,8 +313,7 @@ class Plan:
             ValueError: another `step`; a weight with a penalty that is read-only or a copy.
         """
         size = _at_least_0(step, "step")
-        self._refuse_functions("proximal step")
-        self._core.prox(size, self._threads)
+        self._core.prox(self._linear("proximal step").core, size, self._threads)
 
     def decay(self, rate: Any) -> None:
         """Decoupled weight decay, in place: w = w * (1 - 2 * rate * l2).
@@ -293,14 +337,15 @@ class Plan:
             ValueError: another `rate`; a weight with an L2 penalty that is read-only or a copy.
         """
         factor = _at_least_0(rate, "rate")
-        strongest = max(self._l2, default=0.0)
+        strengths = self._strengths
+        strongest = max(strengths.l2, default=0.0)
         if 2.0 * factor * strongest > 1.0:
-            at = self._l2.index(strongest)
+            at = strengths.l2.index(strongest)
             raise ValueError(
                 f"rate: got {factor!r}, and {self._label(at)} has l2 = {strongest:g} (without a "
                 "factor 1/2); wanted 2 * rate * l2 of at most 1, beyond which weights change sign"
             )
-        self._core.decay(factor, self._threads)
+        self._core.decay(strengths.core, factor, self._threads)
 
     def clip_grad_norm(self, grads: Any, max_norm: Any) -> Any:
         """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
@@ -318,9 +363,14 @@ class Plan:
         `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
         """
         most = _at_least_0(max_norm, "max_norm", math.inf)
-        return self._core.clip_grad_norm(self._listed(grads), most, self._threads)
+        listed = self._listed(grads, self._strengths)
+        return self._core.clip_grad_norm(listed, most, self._threads)
 
-    def _use(self, regularizers: list[RegularizerLike | None]) -> None:
+    def _over(self, items: list[Any], regularizers: list[RegularizerLike | None]) -> Plan:
+        weights = items if self.names is None else dict(zip(self.names, items, strict=True))
+        return type(self)(weights, regularizers, threads=self._threads)
+
+    def _strengths_of(self, regularizers: list[RegularizerLike | None]) -> _Strengths:
         l1: list[float] = []
         l2: list[float] = []
         functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]] = []
@@ -344,33 +394,34 @@ class Plan:
             if parts.others:
                 buffer, _ = with_dtype(self._items[at], self._label(at))
                 functions.append((at, buffer, parts.others))
-        self._core.set_coefficients(l1, l2)
-        self._l1, self._l2 = l1, l2
-        self._functions = functions
+        return _Strengths(self._core.strengths(l1, l2), l1, l2, functions, regularizers)
 
-    def _terms(self) -> NDArray[np.float64]:
+    def _terms(self, strengths: _Strengths) -> NDArray[np.float64]:
         """Each buffer's linear penalty before it is rounded, on the host."""
         if not self._on_gpu:
-            terms: NDArray[np.float64] = self._core.values(self._threads)
+            terms: NDArray[np.float64] = self._core.values(strengths.core, self._threads)
             return terms
         sums = self._core.host_sums()
-        each = zip(self._dtypes, *sums, self._l1, self._l2, strict=True)
+        each = zip(self._dtypes, *sums, strengths.l1, strengths.l2, strict=True)
         return np.array([_convention.term(*one) for one in each])
 
     def _label(self, at: int) -> str:
         return f"weights[{at if self.names is None else self.names[at]!r}]"
 
-    def _refuse_functions(self, what: str) -> None:
-        for at, _, functions in self._functions:
+    def _linear(self, what: str) -> _Strengths:
+        """The strengths, if there are no functions among them."""
+        strengths = self._strengths
+        for at, _, functions in strengths.functions:
             raise TypeError(
                 f"regularizer: no {what} is known of {functions[0]!r}, which {self._label(at)} "
                 "has; wanted regularizers that are sums of L1 and L2 penalties"
             )
+        return strengths
 
-    def _listed(self, grads: Any) -> list[Any]:
+    def _listed(self, grads: Any, strengths: _Strengths) -> list[Any]:
         """One grad, or None, for each buffer; what they are is for the core to check."""
         if isinstance(grads, Mapping):
-            listed = self._by_name(grads)
+            listed = self._by_name(grads, strengths)
         elif isinstance(grads, list | tuple):
             listed = list(grads)
         elif hasattr(grads, "shape"):
@@ -392,7 +443,7 @@ class Plan:
             )
         return listed
 
-    def _by_name(self, grads: Mapping[Any, Any]) -> list[Any]:
+    def _by_name(self, grads: Mapping[Any, Any], strengths: _Strengths) -> list[Any]:
         if self.names is None:
             raise ValueError(
                 "grads: got a mapping for weights without names; wanted a sequence of arrays"
@@ -402,7 +453,7 @@ class Plan:
         by_name = {str(name): grad for name, grad in grads.items()}
         missing = [
             name
-            for name, l1, l2 in zip(self.names, self._l1, self._l2, strict=True)
+            for name, l1, l2 in zip(self.names, strengths.l1, strengths.l2, strict=True)
             if (l1 or l2) and name not in by_name
         ]
         if missing:
