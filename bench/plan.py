@@ -142,6 +142,7 @@ def resnet50(report: Report, offset: int) -> None:
     for threads, limits in ((1, (0.80, 0.93)), (2, (0.90, 0.97))):
         with threadpool_limits(threads):
             torch.set_num_threads(threads)
+            work.plan = fp.Plan(work.weights, L1L2(L1, L2), threads=threads)
             exchange = limit(work, threads)
             report.run(
                 f"ResNet-50, float32, {threads} thread(s), value and gradient, {offset} bytes off",

@@ -23,7 +23,7 @@ def configure(folder: Path, *options: str, **environment: str) -> tuple[int, str
     cmake = shutil.which("cmake", path=PATH)
     assert cmake is not None, 'the extra "test" installs cmake'
     command = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", "-DFUSED_PENALTIES_PYTHON=OFF"]
-    command += ["-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON", *(f"-D{option}" for option in options)]
+    command += [f"-D{option}" for option in options]
     done = subprocess.run(
         command,
         env={**os.environ, "PATH": PATH, **environment},

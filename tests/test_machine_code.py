@@ -157,7 +157,6 @@ def compile_command(folder: Path, source: Path, every_architecture: bool) -> lis
     options = {
         "FUSED_PENALTIES_PYTHON": "OFF",
         "FUSED_PENALTIES_CUDA": "ON",
-        "CMAKE_DISABLE_FIND_PACKAGE_OpenMP": "ON",
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
     }
     if not every_architecture:

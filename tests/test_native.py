@@ -188,3 +188,14 @@ def test_no_kernel_prefetches(built: str, objdump: str, request: pytest.FixtureR
         assert any(name.startswith("ret") for name in mnemonics), path.name
         prefetches = {name for name in mnemonics if name.startswith(("prefetch", "prf"))}
         assert not prefetches, f"{path.name}: {prefetches}"
+
+
+@pytest.mark.parametrize(("sanitizers", "forks"), [("thread", 0), ("address,undefined", 5)])
+def test_calls_that_share_threads(tmp_path: Path, sanitizers: str, forks: int) -> None:
+    """Many at once, within one another, and after a fork (which one sanitizer does not support)."""
+    flags = f"-O1 -g -fsanitize={sanitizers} -fno-sanitize-recover=all"
+    program = build(tmp_path, f"-DCMAKE_CXX_FLAGS_RELEASE={flags}", target="pool")
+    done = subprocess.run(
+        [program, "2000", str(forks)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
 import pytest
-import threadpoolctl
 
 import fresh
 import fused_penalties as fp
@@ -219,26 +217,57 @@ def test_fork_while_other_threads_are_in_the_middle_of_a_call() -> None:
     fresh.output(code)
 
 
-needs_openmp = pytest.mark.skipif(
-    sys.platform != "linux", reason="compilers bring OpenMP along on Linux only"
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to processors"
 )
+USUAL = "import fused_penalties as fp; print(fp.build_info()['threads'])"
 
 
-@needs_openmp
-@pytest.mark.parametrize("threads", [1, 3])
-def test_omp_num_threads(threads: int) -> None:
-    code = "import fused_penalties as fp; print(fp.build_info()['threads'])"
-    assert fresh.output(code, OMP_NUM_THREADS=str(threads)) == str(threads)
+@pytest.mark.parametrize(("setting", "threads"), [("1", 1), ("3", 3), (" 5 ", 5), ("4,2", 4)])
+def test_omp_num_threads(setting: str, threads: int) -> None:
+    assert fresh.output(USUAL, OMP_NUM_THREADS=setting) == str(threads)
 
 
-@needs_openmp
-def test_threadpoolctl() -> None:
-    def usual() -> int:
-        return int(fp.build_info()["threads"])
+@needs_affinity
+@pytest.mark.parametrize("setting", ["", "many", "0", "-2"])
+def test_omp_num_threads_that_is_no_number_of_threads(setting: str) -> None:
+    assert fresh.output(USUAL, OMP_NUM_THREADS=setting) == str(len(os.sched_getaffinity(0)))
 
-    before = usual()
-    with threadpoolctl.threadpool_limits(limits=3, user_api="openmp"):
-        assert usual() == 3
-    with threadpoolctl.threadpool_limits(limits=1, user_api="openmp"):
-        assert usual() == 1
-    assert usual() == before
+
+@needs_affinity
+def test_as_many_threads_as_processors_that_may_be_used() -> None:
+    """Also when that has changed."""
+    code = """
+    import os
+    import numpy as np
+    import fused_penalties as fp
+    def usual():
+        return fp.build_info()["threads"]
+    allowed = os.sched_getaffinity(0)
+    assert usual() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    assert usual() == 1
+    fp.sums(np.ones(1 << 22))
+    os.sched_setaffinity(0, allowed)
+    assert usual() == len(allowed)
+    """
+    fresh.output(code, OMP_NUM_THREADS="")
+
+
+@needs_fork
+def test_the_child_of_a_fork_takes_one_thread_unless_it_says_more() -> None:
+    code = """
+    assert fp.build_info()["threads"] == 3
+    pid = os.fork()
+    if pid == 0:
+        count = lambda: len(os.listdir("/proc/self/task")) if sys.platform == "linux" else None
+        ok = fp.build_info()["threads"] == 1
+        before = count()
+        answer(None)
+        ok = ok and count() == before
+        answer(2)
+        ok = ok and (before is None or count() == before + 1)
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    """
+    fresh.output(FORK + code, OMP_NUM_THREADS="3")

@@ -8,6 +8,7 @@
 
 #include "bound.hpp"
 #include "cuda/launch.hpp"
+#include "lock.hpp"
 #include "module.hpp"
 
 namespace fused_penalties {
@@ -73,7 +74,7 @@ public:
     }
 
     bool capturing(Address stream) const {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         return cuda::capturing(queue(stream));
     }
 
@@ -234,7 +235,7 @@ public:
 private:
     static std::shared_ptr<cuda::Turns> new_turns() {
         return {new cuda::Turns, [](cuda::Turns* turns) {
-                    const py::gil_scoped_release release;
+                    const Unlocked unlocked;
                     delete turns;
                 }};
     }
@@ -252,7 +253,7 @@ private:
     template <class Run>
     void in_turn(Address stream, const Run& run) {
         weights_.items().check_unmoved(kMostChecked);
-        const py::gil_scoped_release release;  // a full queue may have to wait for a callback that wants it
+        const Unlocked unlocked;  // a full queue may have to wait for a callback that wants it
         const std::lock_guard<std::mutex> lock(mutex_);
         const Queue on = queue(stream);
         const bool captured = cuda::capturing(on);
@@ -353,28 +354,29 @@ py::object make_device_plan(BoundWeights weights) { return py::cast(std::make_un
 void define_device_plan(py::module_& m) {
     using py::arg;
     m.def("cuda_toolkit", &cuda::toolkit);
-    using Unlocked = py::call_guard<py::gil_scoped_release>;  // see queue.hpp
-    m.def("cuda_unavailable", &cuda::unavailable, Unlocked());
+    using WithoutLock = py::call_guard<Unlocked>;  // see queue.hpp
+    m.def("cuda_unavailable", &cuda::unavailable, WithoutLock());
 
     m.attr("RELAXED_CAPTURE") = cuda::kRelaxedCapture;
-    m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"), Unlocked());
+    m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"), WithoutLock());
     m.def(
         "wait_for_stream",
         [](int device, Address stream, Address other) {
             if (stream != other) cuda::wait({device, at<void>(stream)}, at<void>(other));
         },
-        arg("device"), arg("stream"), arg("other"), Unlocked());
+        arg("device"), arg("stream"), arg("other"), WithoutLock());
 
     py::class_<CurrentDevice>(m, "OnDevice")
         .def(py::init<int>(), arg("device"))
         .def(
-            "__enter__", [](CurrentDevice& current) { current.on.emplace(current.device); }, Unlocked())
+            "__enter__", [](CurrentDevice& current) { current.on.emplace(current.device); }, WithoutLock())
         .def("__exit__", [](CurrentDevice& current, const py::args&) {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             current.on.reset();
         });
 
-    py::class_<cuda::Turns, std::shared_ptr<cuda::Turns>>(m, "Turns").def("passed", &cuda::Turns::passed, Unlocked());
+    py::class_<cuda::Turns, std::shared_ptr<cuda::Turns>>(m, "Turns")
+        .def("passed", &cuda::Turns::passed, WithoutLock());
 
     py::class_<GradTable>(m, "GradTable")
         .def_property_readonly("bytes", [](const GradTable& grads) { return grads.table.bytes().size(); })

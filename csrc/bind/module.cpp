@@ -9,8 +9,11 @@
 
 #include "borrow.hpp"
 #include "cpu/dispatch.hpp"
+#include "cpu/pool.hpp"
 #include "cpu/sweep.hpp"
 #include "layout.hpp"
+#include "lock.hpp"
+#include "signals.hpp"
 #include "threads.hpp"
 
 namespace fused_penalties {
@@ -37,12 +40,12 @@ py::object sums(const py::object& items, const py::object& names, bool single, c
     Spans& spans = weights.spans;
     if (unique) spans.drop_repeats();
     const Line line(spans.data(), spans.size());
-    const Work work{spans.data(), line, at_most, active_kernels()};
+    const Work work{spans.data(), line, at_most, active_kernels(), check_signals};
     Doubles abs(py::ssize_t(spans.size())), square(py::ssize_t(spans.size()));
     ExactSums total;
     const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         std::vector<ExactSums> cut;
         sum(work, cut, out);
     }
@@ -55,11 +58,11 @@ py::object partial_sums(const py::object& items, const py::object& names, bool s
     if (weights.items.device() >= 0) return device_module().attr("partial_sums")(items, names, single);
     const Spans& spans = weights.spans;
     const Line line(spans.data(), spans.size());
-    const Work work{spans.data(), line, at_most, active_kernels()};
+    const Work work{spans.data(), line, at_most, active_kernels(), check_signals};
     Limbs limbs({py::ssize_t(spans.size()), py::ssize_t(2), py::ssize_t(kLimbs)});
     const SumsOut out{nullptr, nullptr, limbs.mutable_data(), nullptr};
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         std::vector<ExactSums> cut;
         sum(work, cut, out);
     }
@@ -110,8 +113,8 @@ uint64_t read_bytes(const py::object& items, const py::object& threads) {
     for (const Span& span : weights.spans)
         if (span.rank > 0) throw py::value_error("items: wanted contiguous arrays");
     const Line line(weights.spans.data(), weights.spans.size());
-    const Work work{weights.spans.data(), line, at_most, active_kernels()};
-    const py::gil_scoped_release release;
+    const Work work{weights.spans.data(), line, at_most, active_kernels(), check_signals};
+    const Unlocked unlocked;
     return read(work);
 }
 

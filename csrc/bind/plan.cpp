@@ -14,7 +14,9 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/float_environment.hpp"
 #include "cpu/sweep.hpp"
+#include "lock.hpp"
 #include "module.hpp"
+#include "signals.hpp"
 #include "threads.hpp"
 
 namespace fused_penalties {
@@ -63,10 +65,10 @@ public:
         py::array_t<double> abs(n), square(n);
         ExactSums total;
         const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
-        const Work work{spans().data(), line_, at_most, active_kernels()};
+        const Work work{spans().data(), line_, at_most, active_kernels(), check_signals};
         Borrowed space(*this);
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             sum(work, space->cut, out);
         }
         return py::make_tuple(abs, square, total.abs.value(), total.square.value());
@@ -75,7 +77,7 @@ public:
     double value(const Strengths& strengths, const py::object& threads) {
         const Work work = active_work(strengths, checked_threads(threads));
         Borrowed space(*this);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         return weighed(strengths, work, *space, nullptr);
     }
 
@@ -84,7 +86,7 @@ public:
         py::array_t<double> values(py::ssize_t(spans().size()));
         double* out = values.mutable_data();
         Borrowed space(*this);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         weighed(strengths, work, *space, nullptr);
         const DefaultFloatEnvironment environment;
         std::fill_n(out, spans().size(), 0.0);
@@ -123,15 +125,17 @@ public:
         BoundGrads bound = weights_.bind_grads(grads);
         const Spans& spans = bound.grads;
         const Line line(spans.data(), spans.size());
-        const Work work{spans.data(), line, safe_threads(line, bound.reaches, at_most), active_kernels()};
-        const py::gil_scoped_release release;
+        const int most = safe_threads(line, bound.reaches, at_most);
+        const Work reading{spans.data(), line, most, active_kernels(), check_signals};
+        const Work changing{spans.data(), line, most, active_kernels(), check_signals_in_change};
+        const Unlocked unlocked;
         ExactSums total;
-        sum(work, space->cut, {nullptr, nullptr, nullptr, &total});
+        sum(reading, space->cut, {nullptr, nullptr, nullptr, &total});
         const DefaultFloatEnvironment environment;
         const double norm = std::sqrt(total.square.value()), factor = max_norm / (norm + 1e-6);
         if (factor >= 1) return norm;
         space->factors.assign(spans.size(), {factor, 0});
-        change(work, {Change::scale, spans.data(), space->factors.data()});
+        change(changing, {Change::scale, spans.data(), space->factors.data()});
         return norm;
     }
 
@@ -140,7 +144,7 @@ public:
         Work work = active_work(strengths, checked_threads(threads));
         const BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
         work.spans = bound.weights.data();
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         exchange(work, bound.grads.data());
     }
 
@@ -174,7 +178,7 @@ private:
     // Every call that has strengths begins here.
     Work active_work(const Strengths& strengths, int at_most) const {
         if (strengths.weights != &weights_) throw py::value_error("strengths: these are another plan's");
-        return {strengths.spans.data(), strengths.line, at_most, active_kernels()};
+        return {strengths.spans.data(), strengths.line, at_most, active_kernels(), check_signals};
     }
 
     // The float64 penalty of the k-th active buffer.
@@ -213,10 +217,11 @@ private:
         work.threads = safe_threads(strengths.line, bound.reaches, work.threads);
         const DefaultFloatEnvironment environment;
         space->factors.clear();
+        work.check = check_signals_in_change;
         for (size_t i : strengths.active)
             space->factors.push_back(canon::gradient_factors(strengths.l1[i], strengths.l2[i], upstream));
         const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         run(work, *space, gradient);
     }
 
@@ -230,7 +235,8 @@ private:
         const DefaultFloatEnvironment environment;
         space->factors.clear();
         for (size_t i : strengths.active) space->factors.push_back(make(i));
-        const py::gil_scoped_release release;
+        work.check = check_signals_in_change;
+        const Unlocked unlocked;
         change(work, {kind, strengths.spans.data(), space->factors.data()});
     }
 

@@ -8,7 +8,8 @@
 
 namespace fused_penalties {
 
-// 0 for None, which leaves it to OpenMP. It may run Python code, and so comes before a call looks at anything else.
+// 0 for None, which stands for default_threads(). It may run Python code, and so comes before a call looks at
+// anything else.
 inline int checked_threads(const pybind11::object& threads) {
     namespace py = pybind11;
     constexpr long kMost = 1024;  // more is taken for that many: the result is the same

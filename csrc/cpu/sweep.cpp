@@ -2,19 +2,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <mutex>
+#include <stdexcept>
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-#if !defined(_WIN32)
-#include <pthread.h>
-#endif
-
 #include "float_environment.hpp"
+#include "pool.hpp"
 #include "walk.hpp"
 
 namespace fused_penalties {
@@ -28,15 +25,10 @@ constexpr uint64_t kBytesPerBuffer = 1 << 10;
 // one, and merging the buffers that its edges cut, is nothing.
 constexpr uint64_t kChunks = 128, kFewestBlocksPerChunk = 32, kMostBlocksPerChunk = 512;
 
-std::atomic<bool> forked{false};
-
-// OpenMP's threads do not come along into a child process, and the runtime waits for them forever.
-[[maybe_unused]] const bool watching_forks = [] {
-#if !defined(_WIN32)
-    pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
-#endif
-    return true;
-}();
+// A call asks whether it shall go on after so long, and again after as long. It looks at the clock after so many
+// blocks: a few milliseconds' work, so that it costs nothing, not even where blocks are tiny.
+constexpr std::chrono::milliseconds kBetweenChecks{50};
+constexpr uint64_t kBlocksBetweenLooks = 512;
 
 // A part of one buffer: blocks [first, end) of it.
 struct Piece {
@@ -45,21 +37,56 @@ struct Piece {
     bool whole;
 };
 
+// Calls a call's `check` when it is time.
+class Checks {
+public:
+    explicit Checks(bool (*check)()) : check_(check) {}
+
+    void before(uint64_t blocks) {
+        blocks_ += blocks;
+        if (!check_ || blocks_ < kBlocksBetweenLooks) return;
+        blocks_ = 0;
+        const bool first = next_ == Clock::time_point();
+        if (!first && Clock::now() < next_) return;
+        if (!first) ask();
+        next_ = Clock::now() + kBetweenChecks;
+    }
+
+private:
+    using Clock = std::chrono::steady_clock;
+
+    void ask() {
+        const int before = forks();
+        if (!check_()) check_ = nullptr;
+        if (forks() != before) throw std::runtime_error("this process was forked in the middle of a call");
+    }
+
+    bool (*check_)();
+    uint64_t blocks_ = 0;
+    Clock::time_point next_{};
+};
+
 // Runs a copy of `worker` on every thread until each piece of the line went to one of them; then the copies'
-// `finish` runs, one at a time.
+// `finish` runs, one at a time. What `check` throws ends the work where it is.
 template <class Worker>
 void share(const Work& work, const Worker& worker) {
     const Line& line = work.line;
     std::atomic<uint64_t> next{0};
     std::mutex finishing;  // a lock of this call's own: one of the process might be held forever after fork()
-    const int threads = threads_for(line, work.threads);
     const uint64_t step = line.blocks_per_chunk();
-    const auto run = [&] {
+    const auto run = [&](bool calling) {
         const DefaultFloatEnvironment environment;
+        Checks checks(calling ? work.check : nullptr);
         Worker mine = worker;
         for (;;) {
             uint64_t block = next.fetch_add(step, std::memory_order_relaxed);
             if (block >= line.blocks()) break;
+            try {
+                checks.before(step);
+            } catch (...) {
+                next = line.blocks();  // nobody takes any more
+                throw;
+            }
             const uint64_t end = std::min(block + step, line.blocks());
             for (size_t i = line.buffer(block); block < end; ++i) {
                 const uint64_t begin = line.begin(i), stop = std::min(end, line.end(i));
@@ -71,11 +98,9 @@ void share(const Work& work, const Worker& worker) {
         const std::lock_guard<std::mutex> lock(finishing);
         mine.finish();
     };
-    if (threads == 1) return run();
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(threads)
-#endif
-    run();
+    const int threads = threads_for(line, work.threads);
+    if (threads == 1) return run(true);
+    run_together(threads, std::ref(run));
 }
 
 bool in_place(const Span& span) { return span.rank == 0 && !span.swapped; }
@@ -324,9 +349,9 @@ size_t Line::buffer(uint64_t block) const {
 }
 
 int threads_for(const Line& line, int threads) {
-    if (forked.load(std::memory_order_relaxed)) return 1;
-    if (threads <= 0) threads = default_threads();
     const uint64_t cost = line.bytes() + line.buffers() * kBytesPerBuffer;
+    if (cost < kBytesPerThread) return 1;
+    if (threads <= 0) threads = default_threads();
     return int(std::min<uint64_t>(uint64_t(threads), 1 + cost / kBytesPerThread));
 }
 
@@ -351,12 +376,5 @@ uint64_t read(const Work& work) {
 }
 
 void exchange(const Work& work, const Span* targets) { share(work, Exchanging{work, targets}); }
-
-int default_threads() {
-#if defined(_OPENMP)
-    if (!forked.load(std::memory_order_relaxed)) return omp_get_max_threads();
-#endif
-    return 1;
-}
 
 }  // namespace fused_penalties

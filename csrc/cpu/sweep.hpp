@@ -35,7 +35,7 @@ private:
     uint64_t blocks_per_chunk_ = 1;
 };
 
-// The number of threads that is worth it, at most `threads`; 0 for as many as OpenMP would take.
+// The number of threads that is worth it, at most `threads`, or default_threads() for 0.
 int threads_for(const Line& line, int threads);
 
 // What a call works on, with at most `threads` threads, or 0.
@@ -44,6 +44,9 @@ struct Work {
     const Line& line;
     int threads;
     const Kernels& kernels;
+    // Called by the thread of the call, every so often if it takes long, until it returns false. If it throws, the call
+    // ends: every thread finishes the chunk that it is at, what is left stays as it is, and the exception goes on.
+    bool (*check)() = nullptr;
 };
 
 // A change of element.hpp, made of every buffer with its own factors. The targets are gradients with the
@@ -70,8 +73,5 @@ void change(const Work& work, const Change& change);
 // The same walk over contiguous buffers without arithmetic: what benchmarks take for the limits.
 uint64_t read(const Work& work);
 void exchange(const Work& work, const Span* targets);
-
-// The number of threads that a call takes unless it says otherwise: 1 in a child process after fork().
-int default_threads();
 
 }  // namespace fused_penalties

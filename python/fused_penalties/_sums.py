@@ -119,8 +119,9 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
             CUDA DLPack or ``__cuda_array_interface__``, all on one device. The work goes to torch's
             current stream if the first of them is a torch tensor, else to CuPy's, and nothing
             waits for it.
-        threads: at most this many; None leaves it to OpenMP (``OMP_NUM_THREADS``, threadpoolctl).
-            It means nothing on a GPU.
+        threads: at most this many, fewer where no more can be made. None stands for
+            ``OMP_NUM_THREADS`` as it was at the import, else for as many as this thread may use
+            processors; in a child process after fork() for one. It means nothing on a GPU.
         unique: count memory that is listed more than once (tied weights) at its first place only;
             a repeat has the sums 0.0. Buffers that overlap only in part count in full.
 
@@ -130,6 +131,8 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
         RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
             says why), a FUSED_PENALTIES_ISA that is not supported, an error of CUDA, or a stream
             that is captured into a graph, for which `Plan` is made.
+        KeyboardInterrupt: Ctrl-C in the middle of it, as what other signals' handlers raise, if
+            this is the main thread and the weights are not on a GPU.
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights

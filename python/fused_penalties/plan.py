@@ -75,13 +75,18 @@ class Plan:
     `copy.deepcopy` of a module that keeps its weights and a plan over them gives the copy a plan
     over its own weights; a plan without its weights is not deep-copied, and never pickled.
 
+    Ctrl-C, or what another signal's handler raises, ends a long call on the main thread. One that
+    only reads leaves everything as it was. One that changes weights or grads leaves some elements
+    as they were, the others as they would have become, and adds to the exception's arguments that
+    the change is half done.
+
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
             them. A buffer without a penalty may be no array of floats at all (a step counter in a
             state dict); it then counts nowhere. Lists of numbers are copied, and stay constant.
         regularizer: as `penalty` takes it: one for all, a sequence with one for each, or a mapping
             of regular expressions over the names.
-        threads: at most this many; None leaves it to OpenMP (``OMP_NUM_THREADS``, threadpoolctl).
+        threads: at most this many, for every call; None as in `sums`.
 
     Attributes:
         names: the buffers' names if the weights were a mapping, else None.
