@@ -8,14 +8,11 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, ConsoleDimensions
-from rich.segment import Segment, Segments
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len
+from rich.console import Console
 
 FORMULAS = {"keras": "l1·Σ|w| + l2·Σw²", "contrib": "l1·Σ|w| + l2·Σw²/2"}
 
@@ -55,6 +52,7 @@ class Report(NamedTuple):
     seconds: float
     isa: str
     threads: int
+    notes: list[str]
 
     @property
     def gb_per_s(self) -> float:
@@ -84,7 +82,8 @@ def as_csv(report: Report) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(Row._fields)
     for row in report.tensors:
-        writer.writerow([*row[:2], "x".join(map(str, row.shape)), *row[3:]])
+        file, name, dtype = map(printable, (row.file, row.name, row.dtype))
+        writer.writerow([file, name, "x".join(map(str, row.shape)), dtype, *row[4:]])
     return out.getvalue()
 
 
@@ -94,47 +93,44 @@ def as_table(report: Report) -> str:
     Nothing is cut off: piped output is as wide as it needs, and a terminal wraps what is left over.
     """
     several = len({row.file for row in report.tensors}) > 1
-    lines = []
+    names = ["file"] * several + ["tensor", "shape", "dtype"]
+    lines = [(names, ["size", "Σ|w|", "Σw²", "L1", "L2"])]
     for row in report.tensors:
-        names = [row.file, row.name] if several else [row.name]
         shape = "\N{MULTIPLICATION SIGN}".join(map(str, row.shape)) or "scalar"
-        labels = [Text(printable(name), "cyan") for name in names] + [Text(shape), Text(row.dtype)]
-        lines.append((labels, [f"{row.size:,}", *_short(row[6:])]))
-    labels = [Text("total", "bold")] + [Text()] * (len(labels) - 1)
-    lines.append((labels, [f"{report.totals.size:,}", *_short(report.totals[2:])]))
+        labels = [*[row.file] * several, row.name, shape, row.dtype]
+        lines.append(([*map(printable, labels)], [f"{row.size:,}", *_short(row[6:])]))
+    totals = report.totals
+    total = ["total"] + [""] * (len(names) - 1)
+    lines.append((total, [f"{totals.size:,}", *_short(totals[2:])]))
 
-    wide = _table(*["file"] * several, "tensor", "shape", "dtype")
-    narrow = _table()
-    for labels, numbers in lines:
-        wide.add_row(*labels, *numbers)
-        narrow.add_row(*numbers)
-
-    console = Console(highlight=False)
+    # By hand: rich takes a minute to lay out a table of 200,000 lines.
+    console = Console()
     room = shutil.get_terminal_size().columns if console.is_terminal else math.inf
-    # Both sizes: a dumb terminal would be taken for one of 80 columns all the same.
-    console.size = ConsoleDimensions(1_000_000, 25)
-    with console.capture() as text:
-        if console.measure(wide).maximum <= room:
-            console.print(wide)
-        else:
-            head, rule, *below = console.render_lines(narrow, pad=False)
-            indent, end = Segment("    "), Segment.line()
-            console.print(Text("  ".join([*["file"] * several, "tensor", "shape", "dtype"])))
-            console.print(Segments([indent, *head, end, indent, *rule, end]))
-            for (labels, _), line in zip(lines, below, strict=True):
-                console.print(Text("  ").join(label for label in labels if label))
-                console.print(Segments([indent, *line, end]))
-        console.print(Text("\n".join(["", *_notes(report)])))
-    return text.get()
+    left = _widths(labels for labels, _ in lines)
+    right = _widths(numbers for _, numbers in lines)
+    width = sum(left) + sum(right) + 2 * (len(left) + len(right) - 1)
+    is_wide = width <= room
+
+    def cyan(text: str) -> str:
+        return f"\x1b[36m{text}\x1b[0m" if console.color_system else text
+
+    text = []
+    for labels, numbers in lines:
+        if is_wide:
+            labels = [label + _gap(label, most) for label, most in zip(labels, left, strict=True)]
+        numbers = [_gap(number, most) + number for number, most in zip(numbers, right, strict=True)]
+        named = "  ".join([cyan(labels[0]), *filter(None, labels[1:])])
+        text.append(("  " if is_wide else "\n    ").join([named, "  ".join(numbers)]))
+    rule = "─" * width if is_wide else "    " + "─" * (sum(right) + 2 * (len(right) - 1))
+    return "\n".join([text[0], rule, *text[1:], "", *_notes(report), ""])
 
 
-def _table(*labels: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for label in labels:
-        table.add_column(label, no_wrap=True)
-    for label in "size", "Σ|w|", "Σw²", "L1", "L2":
-        table.add_column(label, justify="right", no_wrap=True)
-    return table
+def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+
+
+def _gap(text: str, width: int) -> str:
+    return " " * (width - cell_len(text))
 
 
 def _short(numbers: Sequence[float | None]) -> list[str]:
@@ -154,7 +150,7 @@ def _notes(report: Report) -> list[str]:
     if others:
         kinds = ", ".join(f"{count} {dtype}" for dtype, count in others.items())
         notes.append(f"not summed, and in no total: {kinds}")
-    return notes
+    return [printable(note) for note in notes + report.notes]
 
 
 def printable(text: str) -> str:

@@ -9,7 +9,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -22,18 +25,15 @@ import fused_penalties as fp
 
 from . import _convention, _core
 from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
-from .files import FileFault, Tensor, open_tensors
+from .files import Batch, FileFault, Tensor, batches, open_tensors
 
-# The most that one call into the kernels reads, and so the step of the progress bar. A multiple of
-# the 8 KiB block: a tensor cut there has the same sums as the whole.
-BATCH = 256 << 20
-MOST_IN_BATCH = 64  # tensors: each may hold a file descriptor while it is mapped
+# The most that a thread reads before it sums it: small enough to be still in the cache then.
+BATCH = 8 << 20
 
 DESCRIPTION = """\
 Print each tensor's sum of absolute values, sum of squares, and the L1 and L2
 penalties that a regularizer makes of them. FILE is a .npy, .npz, .safetensors
-or a sharded model's .safetensors.index.json. All but .npz are memory-mapped;
-pickles are never loaded.
+or a sharded model's .safetensors.index.json. Pickles are never loaded.
 """
 
 NOTES = """\
@@ -51,8 +51,9 @@ totals:
 machine-readable output:
   Numbers are complete: read back, they have the same bits. JSON: NaN and
   infinity are the strings "NaN" and "Infinity"; what is not summed is null.
-  CSV: one line per tensor and no totals; NaN and infinity are nan and inf; what
-  is not summed is empty.
+  CSV: one line per tensor, no totals and no notes; NaN and infinity are nan and
+  inf; what is not summed is empty. Control characters in names are escaped in
+  CSV and in the table; JSON has the names as they are.
 
 exit status:
   0, or 2 with one line on stderr for a file or an option that is at fault.
@@ -64,17 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in sys.stdout, sys.stderr:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for an encoding without Σ
-    options = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's and re's: stderr is for one line of our own
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
-        build = fp.build_info()
-    except RuntimeError as error:  # FUSED_PENALTIES_ISA is not supported
-        return _fault(error)
-    try:
-        return _write(options.form, _report(options, build))
-    except FileFault as error:
-        return _fault(error)
+        options = _parser().parse_args(argv)
+        report = _report(options, fp.build_info())
+        return _write(options.form(report))  # at the end: no fault comes after half a report
+    except SystemExit as end:
+        if end.code == 0 and (status := _write("")):  # --help and --version
+            return status
+        raise
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        return _fault("out of memory")
+    except (FileFault, RuntimeError) as error:  # such as a FUSED_PENALTIES_ISA that is not known
+        return _fault(error)
+    except Exception as error:
+        return _fault(f"a fault of the program itself: {error!r}")
 
 
 def _fault(error: object) -> int:
@@ -83,12 +95,11 @@ def _fault(error: object) -> int:
     return 2
 
 
-def _write(form: Callable[[Report], str], report: Report) -> int:
-    """Everything is written here, at the end: no fault comes after half a report."""
+def _write(text: str) -> int:
     if sys.stdout is None:
         return _fault("output: it is closed")
     try:
-        sys.stdout.write(form(report))
+        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         # The interpreter flushes once more when it ends, and would complain about what is left.
@@ -134,9 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", dest="form", action="store_const", const=as_csv, help="print CSV")
     add(
         "--threads",
-        type=_threads,
+        type=_count,
         metavar="N",
         help="at most so many (default: OMP_NUM_THREADS, or all cores)",
+    )
+    add(
+        "--max-member",
+        type=_count,
+        default=math.inf,
+        metavar="BYTES",
+        help="refuse a .npz with an array that expands to more (default: no limit)",
     )
     report.set_defaults(form=as_table)
     return parser
@@ -144,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}\n")
 
 
 def _strength(text: str) -> float:
@@ -160,11 +178,11 @@ def _strength(text: str) -> float:
 def _regex(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
-def _threads(text: str) -> int:
+def _count(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -193,15 +211,23 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
         included = not options.include or any(regex.search(name) for regex in options.include)
         return included and not any(regex.search(name) for regex in options.exclude)
 
-    listed = [(file, tensor) for file in options.files for tensor in open_tensors(file, wanted)]
+    notes: list[str] = []
+    listed: list[tuple[str, Tensor]] = []
+    for file in options.files:
+        said: list[str] = []
+        for tensor in open_tensors(file, wanted, said.append):
+            _check_expanded(file, tensor, options.max_member)
+            listed.append((file, tensor))
+        notes += [f"{file}: {note}" for note in said]
     if not listed:
         raise FileFault(", ".join(options.files), "no tensor in it, or none that the filters leave")
-    summed = [tensor for _, tensor in listed if tensor.load]
+    summed = [tensor for _, tensor in listed if tensor.stored]
     nbytes = sum(tensor.nbytes for tensor in summed)
 
+    threads = options.threads or build["threads"]
     begun = time.perf_counter()
     with _progress(nbytes) as advance:
-        sums = _sums(summed, options.threads, advance)
+        sums = _sums(summed, min(threads, os.cpu_count() or 1), advance)
     seconds = time.perf_counter() - begun
 
     # contrib's factor 1/2 goes into the coefficient, where halving is exact.
@@ -211,7 +237,7 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
     rows = []
     for file, tensor in listed:
         row = Row(file, tensor.name, tensor.shape, tensor.dtype, tensor.size, tensor.nbytes)
-        if tensor.load:
+        if tensor.stored:
             pair = next(next_pair)
             row = row._replace(
                 abs=pair[0],
@@ -244,38 +270,39 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
         ),
         seconds=seconds,
         isa=build["active_isa"],
-        threads=options.threads or build["threads"],
+        threads=threads,
+        notes=notes,
     )
 
 
-def _sums(
-    tensors: Sequence[Tensor], threads: int | None, advance: Callable[[int], None]
-) -> fp.Sums:
+def _check_expanded(file: str, tensor: Tensor, most: float) -> None:
+    if tensor.stored and tensor.stored.member and tensor.nbytes > most:
+        what = f"expands to {tensor.nbytes:,} bytes, past --max-member {most:,}"
+        raise FileFault(file, f"member {tensor.name!r}: {what}")
+
+
+def _sums(tensors: Sequence[Tensor], threads: int, advance: Callable[[int], None]) -> fp.Sums:
     limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
-    for first, arrays in _batches(tensors):
-        partial = fp.partial_sums(arrays, threads=threads)
-        limbs[first : first + len(arrays)] += partial.limbs
-        advance(sum(array.nbytes for array in arrays))
+    waiting: deque[tuple[Batch, Future[NDArray[np.int64]]]] = deque()
+
+    def take_first() -> None:
+        batch, future = waiting.popleft()
+        limbs[batch.first : batch.first + batch.tensors] += future.result()
+        advance(batch.nbytes)
+
+    # Each thread reads and sums batches of its own. They merge exactly, in any order.
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches(tensors, BATCH):
+            if len(waiting) == 2 * threads:
+                take_first()
+            waiting.append((batch, pool.submit(_limbs, batch)))
+        while waiting:
+            take_first()
     return fp.PartialSums(limbs).sums()
 
 
-def _batches(tensors: Iterable[Tensor]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-    """Pieces of consecutive tensors, at most BATCH bytes together, and the first one's place."""
-    first, nbytes = 0, 0
-    batch: list[NDArray[Any]] = []
-    for place, tensor in enumerate(tensors):
-        assert tensor.load
-        flat = tensor.load().reshape(-1, order="A")  # a view in either order, C or Fortran
-        step = BATCH // flat.itemsize
-        for begin in range(0, max(1, flat.size), step):
-            piece = flat[begin : begin + step]
-            if (nbytes + piece.nbytes > BATCH and batch) or len(batch) == MOST_IN_BATCH:
-                yield first, batch
-                first, batch, nbytes = place, [], 0
-            batch.append(piece)
-            nbytes += piece.nbytes
-    if batch:
-        yield first, batch
+def _limbs(batch: Batch) -> NDArray[np.int64]:
+    return fp.partial_sums(batch.read(), threads=1).limbs
 
 
 @contextmanager

@@ -1,199 +1,212 @@
-"""Weight files: their tensors are listed without reading the weights, and mapped when asked for."""
+"""Weight files: their tensors are listed from the headers, and read a piece at a time."""
 
 from __future__ import annotations
 
-import json
-import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
-from safetensors import safe_open
 
-Wanted = Callable[[str], bool]
+from ._file import Corrupt, FileFault, Source, Stored, Tensor, Unfit, exactly, faults_of, opened
+from ._formats import (
+    EXPANDS,
+    Note,
+    Wanted,
+    bounded,
+    list_npy,
+    list_npz,
+    list_safetensors,
+    parsed,
+)
 
-
-class FileFault(Exception):
-    """A file that cannot be reported on; the message is one line, `FILE: fault`."""
-
-    def __init__(self, path: str, fault: object) -> None:
-        self.fault = " ".join(str(fault).split())
-        super().__init__(f"{path}: {self.fault}")
-
-
-class Tensor(NamedTuple):
-    """One array of a file.
-
-    `dtype` is NumPy's name for it, or the format's own word ("I64", "F8_E4M3") for a safetensors
-    dtype that is not summed. `load()` maps the array, or reads it if it is a member of an archive;
-    it is None where the dtype is not float16, bfloat16, float32 or float64.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    load: Callable[[], NDArray[Any]] | None
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
+__all__ = ["Batch", "FileFault", "Tensor", "batches", "open_tensors"]
 
 
-def open_tensors(path: str, wanted: Wanted = lambda name: True) -> list[Tensor]:
+def open_tensors(
+    path: str, wanted: Wanted = lambda name: True, note: Note = lambda text: None
+) -> list[Tensor]:
     """The tensors of a file whose names are wanted, in the order in which the file stores them.
 
     A `.npy` holds one array, which takes the file's name; a `.safetensors.index.json` stands for
-    the tensors that it names in the shards beside it. Only headers are read. Raises FileFault,
-    here or in `load()`, for what is not a whole file of these formats. Pickles are never loaded:
-    an array of Python objects is a fault, and pickled formats are not opened at all.
+    the tensors that it names in the shards beside it. Only headers are read. Raises FileFault for
+    what is not a whole file of these formats; `note` is told of what is odd but no fault. Pickles
+    are never loaded: an array of Python objects is not summed, and a pickled format not opened.
     """
-    found = [list_tensors for suffix, list_tensors in _FORMATS.items() if _ends(path, suffix)]
-    with _faults_of(path):
-        with open(path, "rb") as file:
-            if found and not file.read(1):
-                raise FileFault(path, "the file is empty")
+    found = [list_tensors for suffix, list_tensors in _FORMATS.items() if suffix.search(path)]
+    with opened(path) as (file, source):
         if not found:
-            raise FileFault(
-                path,
-                f"not a supported format ({', '.join(_FORMATS)}); "
+            raise Unfit(
+                "not a supported format (.npy, .npz, .safetensors, .safetensors.index.json); "
                 "pickled files (.pt, .pth, .bin, .pkl) are never loaded",
             )
-        return list(found[0](path, wanted))
+        first = file.read(len(_GIT_LFS))
+        if not first:
+            raise Unfit("the file is empty")
+        if first == _GIT_LFS:
+            raise Unfit("a pointer of Git LFS; the file itself was not fetched")
+        file.seek(0)
+        return list(found[0](file, source, wanted, note))
 
 
-def _ends(path: str, suffix: str) -> bool:
-    return path.lower().endswith(suffix)
+_GIT_LFS = b"version https://git-lfs"
 
 
-@contextmanager
-def _faults_of(path: str, part: str = "") -> Iterator[None]:
-    # Exception, because the parsers meet hostile bytes and raise a dozen types between them, by no
-    # list that they promise.
-    try:
-        yield
-    except FileFault:
-        raise
-    except OSError as error:
-        raise FileFault(path, error.strerror or error) from error
-    except MemoryError as error:
-        raise FileFault(path, f"{part}does not fit in memory") from error
-    except Exception as error:
-        raise FileFault(path, f"{part}truncated or corrupt: {error}") from error
-
-
-def _list_npy(path: str, wanted: Wanted) -> Iterator[Tensor]:
-    name = Path(path).stem
-    if wanted(name):
-        with open(path, "rb") as file:
-            tensor = _of_header(path, name, file, partial(_map_npy, path))
-        # Only to see that the file is whole. It is not kept: a mapping holds a file descriptor, and
-        # a command line may name more files than a process may open.
-        _map_npy(path)
-        yield tensor
-
-
-def _map_npy(path: str) -> NDArray[Any]:
-    with _faults_of(path):
-        return npy.open_memmap(path, mode="r")
-
-
-def _list_npz(path: str, wanted: Wanted) -> Iterator[Tensor]:
-    archive = zipfile.ZipFile(path)
-    for member in archive.infolist():
-        name = member.filename.removesuffix(".npy")
-        if wanted(name):
-            with _faults_of(path, f"member {name!r}: "), archive.open(member) as file:
-                load = partial(_read_member, path, name, archive, member)
-                tensor = _of_header(path, name, file, load)
-            yield tensor
-
-
-def _read_member(
-    path: str, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> NDArray[Any]:
-    with _faults_of(path, f"member {name!r}: "), archive.open(member) as file:
-        array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
-        return array
-
-
-def _of_header(path: str, name: str, file: IO[bytes], load: Callable[[], NDArray[Any]]) -> Tensor:
-    # Format 3.0 differs from 2.0 only in the encoding of field names, which are not used here.
-    version_1 = npy.read_magic(file) == (1, 0)
-    read = npy.read_array_header_1_0 if version_1 else npy.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject:
-        raise FileFault(path, f"{name!r} is a pickled array of Python objects, never loaded")
-    summed = dtype.newbyteorder("=") in _SUMMED.values()
-    nbytes = math.prod(shape) * dtype.itemsize
-    return Tensor(name, shape, dtype.name, nbytes, load if summed else None)
-
-
-_SUMMED: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-}
-
-
-def _list_safetensors(path: str, wanted: Wanted) -> Iterator[Tensor]:
-    # The library checks the header (dtypes, sizes, offsets without gaps, the file's length) but
-    # hands out copies, so the bytes are mapped here, at the offsets in the header it has checked.
-    with safe_open(path, framework="numpy"):
-        pass
-    file = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    start = 8 + int.from_bytes(file[:8].tobytes(), "little")
-    header = json.loads(file[8:start].tobytes())
-    header.pop("__metadata__", None)
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if wanted(name):
-            begin, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            dtype = _SUMMED.get(entry["dtype"])
-            if dtype:
-                little = dtype if dtype.kind == "V" else dtype.newbyteorder("<")
-                array = file[start + begin : start + end].view(little)
-                load = partial(array.reshape, shape)
-                yield Tensor(name, shape, dtype.name, end - begin, load)
-            else:
-                yield Tensor(name, shape, entry["dtype"], end - begin, None)
-
-
-def _list_index(path: str, wanted: Wanted) -> Iterator[Tensor]:
-    index = json.loads(Path(path).read_bytes())
+def _list_index(file: IO[bytes], source: Source, wanted: Wanted, note: Note) -> Iterator[Tensor]:
+    path = source.path
+    index = parsed(file.read(bounded(source.size)))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
-        raise FileFault(path, "it has no weight_map")
+        raise Unfit("it has no weight_map")
     names_in: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         # With a folder in it, the name could lead anywhere on the disk.
-        beside = isinstance(shard, str) and Path(shard).name == shard
-        if not beside or not _ends(shard, ".safetensors"):
-            raise FileFault(path, f"weight_map[{name!r}]: {shard!r} is no .safetensors beside it")
-        if wanted(name):
-            names_in.setdefault(shard, set()).add(name)
+        beside = isinstance(shard, str) and Path(shard).name == shard and shard.isprintable()
+        if not beside or not shard.lower().endswith(".safetensors"):
+            raise Unfit(f"weight_map[{name!r}]: {shard!r} is no .safetensors beside it")
+        names_in.setdefault(shard, set()).add(name)
+    total: int | None = 0
     for shard, names in names_in.items():
+        if not any(map(wanted, names)):
+            total = None  # not known: the shard is not opened
+            continue
         try:
-            tensors = open_tensors(str(Path(path).with_name(shard)), names.__contains__)
+            tensors = open_tensors(str(Path(path).with_name(shard)))
         except FileFault as error:
             raise FileFault(path, f"shard {shard!r}: {error.fault}") from error
-        missing = names.difference(tensor.name for tensor in tensors)
-        if missing:
-            raise FileFault(path, f"shard {shard!r} has no tensor {min(missing)!r}")
-        yield from tensors
+        held = {tensor.name for tensor in tensors}
+        if missing := names - held:
+            raise Unfit(f"shard {shard!r} has no tensor {min(missing)!r}")
+        if unlisted := held - names:
+            note(
+                f"shard {shard!r}: {len(unlisted)} left out that weight_map does not list, "
+                f"{min(unlisted)!r} first"
+            )
+        listed = [tensor for tensor in tensors if tensor.name in names]
+        if total is not None:
+            total += sum(tensor.nbytes for tensor in listed)
+        yield from (tensor for tensor in listed if wanted(tensor.name))
+    metadata = index.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if None not in (claimed, total) and claimed != total:
+        note(f"total_size is {claimed!r}, but the tensors have {total} bytes")
 
 
 _FORMATS = {
-    ".npy": _list_npy,
-    ".npz": _list_npz,
-    ".safetensors": _list_safetensors,
-    ".safetensors.index.json": _list_index,
+    re.compile(suffix, re.IGNORECASE | re.DOTALL): list_tensors
+    for suffix, list_tensors in {
+        r"\.npy\Z": list_npy,
+        r"\.npz\Z": list_npz,
+        r"\.safetensors\Z": list_safetensors,
+        # A variant of the model has one more word: model.safetensors.index.fp16.json
+        r"\.safetensors\.index(\.[^/]+)?\.json\Z": _list_index,
+    }.items()
 }
+
+
+# Reading
+
+
+class Batch(NamedTuple):
+    """Pieces of `tensors` consecutive tensors, of which the one at `first` is the first."""
+
+    first: int
+    tensors: int
+    nbytes: int
+    read: Callable[[], list[NDArray[Any]]]
+
+
+def batches(tensors: Iterable[Tensor], most: int) -> Iterator[Batch]:
+    """All elements of the tensors, which must be `stored`, in batches of at most `most` bytes.
+
+    `most` is a multiple of 8 KiB: a tensor cut there has the same sums as the whole. The batches
+    can be read by several threads. What is mapped, rather than read, would be the end of the
+    process when someone else makes the file shorter. Raises FileFault, here or in `read()`.
+    """
+    for (source, in_archive), group in groupby(enumerate(tensors), _place):
+        yield from (_unpack if in_archive else _cut)(source, group, most)
+
+
+def _place(numbered: tuple[int, Tensor]) -> tuple[Source, bool]:
+    stored = _stored(numbered[1])
+    return stored.source, stored.member is not None
+
+
+def _stored(tensor: Tensor) -> Stored:
+    assert tensor.stored
+    return tensor.stored
+
+
+class _Piece(NamedTuple):
+    begin: int
+    end: int
+    dtype: np.dtype[Any]
+
+
+def _cut(source: Source, tensors: Iterable[tuple[int, Tensor]], most: int) -> Iterator[Batch]:
+    """Each batch is one read, from its first piece to its last, whatever lies between them."""
+    first, pieces = 0, list[_Piece]()
+    for place, tensor in tensors:
+        stored = _stored(tensor)
+        stop = stored.begin + tensor.nbytes
+        for begin in range(stored.begin, max(stop, stored.begin + 1), most):
+            piece = _Piece(begin, min(begin + most, stop), stored.dtype)
+            if pieces and not (
+                pieces[-1].end <= piece.begin and piece.end - pieces[0].begin <= most
+            ):
+                yield _batch(source, first, pieces)
+                pieces = []
+            first = first if pieces else place
+            pieces.append(piece)
+    yield _batch(source, first, pieces)
+
+
+def _batch(source: Source, first: int, pieces: list[_Piece]) -> Batch:
+    nbytes = sum(end - begin for begin, end, _ in pieces)
+    return Batch(first, len(pieces), nbytes, partial(_read, source, pieces))
+
+
+def _read(source: Source, pieces: list[_Piece]) -> list[NDArray[Any]]:
+    start = pieces[0].begin
+    data = np.empty(pieces[-1].end - start, np.uint8)
+    with opened(source.path) as (file, _):
+        file.seek(start)
+        count = file.readinto(data.data)
+        if count < len(data) or Source.of(source.path, file) != source:
+            raise Unfit(_CHANGED)
+    return [data[begin - start : end - start].view(dtype) for begin, end, dtype in pieces]
+
+
+_CHANGED = "it was changed while it was read"
+
+
+def _unpack(source: Source, tensors: Iterable[tuple[int, Tensor]], most: int) -> Iterator[Batch]:
+    """The members of an archive can only be read from their start, and are read here."""
+    first, arrays, nbytes = 0, list[NDArray[Any]](), 0
+    with opened(source.path) as (file, now), zipfile.ZipFile(file) as archive:
+        if now != source:
+            raise Unfit(_CHANGED)
+        for place, tensor in tensors:
+            stored = _stored(tensor)
+            assert stored.member
+            with (
+                faults_of(source.path, f"member {tensor.name!r}: "),
+                archive.open(stored.member) as member,
+            ):
+                exactly(member, stored.begin)
+                for begin in range(0, max(tensor.nbytes, 1), most):
+                    data = exactly(member, min(most, tensor.nbytes - begin))
+                    if arrays and nbytes + len(data) > most:
+                        yield Batch(first, len(arrays), nbytes, partial(list, arrays))
+                        arrays, nbytes = [], 0
+                    first = first if arrays else place
+                    arrays.append(np.frombuffer(data, stored.dtype))
+                    nbytes += len(data)
+                if member.read(1):
+                    raise Corrupt(EXPANDS)
+    yield Batch(first, len(arrays), nbytes, partial(list, arrays))

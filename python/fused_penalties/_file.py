@@ -1,0 +1,116 @@
+"""A weight file and its tensors, and what is said of one that cannot be read."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+
+class FileFault(Exception):
+    """A file that cannot be reported on; the message is one line, `FILE: fault`."""
+
+    def __init__(self, path: str, fault: object) -> None:
+        self.fault = " ".join(str(fault).split())
+        super().__init__(f"{path}: {self.fault}")
+
+
+class Unfit(ValueError):
+    """What is wrong with a file; `faults_of` makes it a FileFault, with the file's name."""
+
+
+class Corrupt(Unfit):
+    """What shows that a file is not whole."""
+
+
+class Source(NamedTuple):
+    """A file as it was when its tensors were listed; a write to it makes it another."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: str, file: BufferedReader) -> Source:
+        status = os.fstat(file.fileno())
+        return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class Stored(NamedTuple):
+    """Where the elements of a tensor lie, one after the other in the order of the file."""
+
+    source: Source
+    begin: int  # counted from the start of the file, or of the archive's member
+    dtype: np.dtype[Any]
+    member: zipfile.ZipInfo | None = None
+
+
+class Tensor(NamedTuple):
+    """One array of a file.
+
+    `dtype` is NumPy's name for it, or the format's own word ("I64", "F8_E4M3", "<f1"). `stored` is
+    None for what is not summed: all but float16, bfloat16, float32 and float64.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    stored: Stored | None
+
+    @property
+    def size(self) -> int:
+        # Without a zero among them: the product of the others may be a number without end.
+        return 0 if 0 in self.shape else math.prod(self.shape)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[tuple[BufferedReader, Source]]:
+    """The file, if it is a regular one: a pipe can keep one waiting, and a device has no end."""
+
+    def without_waiting(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    with faults_of(path), open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Unfit("not a regular file")
+        yield file, Source.of(path, file)
+
+
+@contextmanager
+def faults_of(path: str, part: str = "") -> Iterator[None]:
+    # Exception, because zipfile and its decompressors meet hostile bytes and raise a dozen types
+    # between them, by no list that they promise.
+    try:
+        yield
+    except FileFault:
+        raise
+    except Exception as error:
+        raise FileFault(path, part + _fault(error)) from error
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "does not fit in memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, Unfit) and not isinstance(error, Corrupt):
+        return str(error)
+    what = "it ends too early" if isinstance(error, EOFError) else str(error)
+    return f"truncated or corrupt: {what}"
+
+
+def exactly(file: IO[bytes], count: int) -> bytes:
+    data = file.read(count)
+    if len(data) < count:
+        raise EOFError
+    return data
