@@ -1,26 +1,12 @@
-"""The command: its numbers, its three forms of output, its options, and every way to fail."""
+"""The command: its numbers, its three forms of output and its options."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
-import fcntl
 import io
 import json
 import math
-import os
-import pty
 import re
-import signal
-import struct
-import subprocess
-import sys
-import sysconfig
-import termios
-from pathlib import Path
-from types import SimpleNamespace
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -28,17 +14,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import oracle
+from command import NUMBERS, TINY, X, exact_sums, run, run_json, unlike_a_terminal
 from fused_penalties import cli
+from weight_files import entry, ints, npy_bytes, safetensors_bytes
 
 BF16 = ml_dtypes.bfloat16
-X = "\N{MULTIPLICATION SIGN}"
-NUMBERS = ["size", "Σ|w|", "Σw²", "L1", "L2"]
-TINY = {"a.weight": np.array([[1, -2], [-3, 4]], np.float32), "a.bias": np.ones(3, np.float32)}
-
-
-def ints(*shape: int, dtype: object = np.float32, seed: int = 0) -> np.ndarray:
-    """Whole numbers, of which every sum in these tests is exact."""
-    return np.random.default_rng(seed).integers(-9, 10, shape).astype(dtype)
 
 
 def model() -> dict[str, np.ndarray]:
@@ -56,9 +36,7 @@ def model() -> dict[str, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    """Without what makes rich or argparse take a pipe for a terminal, or one of another width."""
-    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
+    unlike_a_terminal(monkeypatch)
 
 
 @pytest.fixture
@@ -71,30 +49,6 @@ def tiny(tmp_path) -> str:
 def whole(tmp_path) -> str:
     save_file(model(), tmp_path / "model.safetensors", metadata={"format": "np"})
     return str(tmp_path / "model.safetensors")
-
-
-def run(capsys, *argv: object) -> str:
-    assert cli.main(["report", *map(str, argv)]) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out
-
-
-def run_json(capsys, *argv: object) -> dict:
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
-
-    return json.loads(run(capsys, *argv, "--json"), parse_constant=refuse)
-
-
-def process(*argv: object, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "fused_penalties", "report", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", **options)
-
-
-def exact_sums(array: np.ndarray) -> tuple[int, int]:
-    values = [int(value) for value in array.ravel()]
-    return sum(map(abs, values)), sum(value * value for value in values)
 
 
 # Numbers
@@ -310,6 +264,33 @@ def test_sharded_model(capsys, tmp_path):
     assert report["totals"]["abs"] == 13
 
 
+def test_notes(capsys, tmp_path):
+    (tmp_path / "w.npy").write_bytes(npy_bytes(ints(2)) + b"more")
+    np.save(tmp_path / "v.npy", ints(2))
+    note = f"{tmp_path / 'w.npy'}: 4 bytes behind the array are not read"
+    for files in ([tmp_path / "w.npy"], [tmp_path / "v.npy", tmp_path / "w.npy"]):
+        assert run_json(capsys, *files)["notes"] == [note]
+        assert run(capsys, *files).splitlines()[-1] == note
+    assert run_json(capsys, tmp_path / "v.npy")["notes"] == []
+
+
+def test_every_word_of_a_file_is_printable(capsys, tmp_path):
+    """Names, dtypes and the file's own name, in the forms that a terminal or a line reader gets."""
+    words = ["x\rforged,1", "\x1b[2J", "\x9b2J", "\u2028", "a\nb", "\x7f", "c,d", 'e"f']
+    header = {word: entry(word, [2], 8 * n, 8 * n + 8) for n, word in enumerate(words)}
+    path = tmp_path / "w\x1b[2J\r.safetensors"
+    path.write_bytes(safetensors_bytes(header, bytes(8 * len(words))))
+    for form in ([], ["--csv"]):
+        out = run(capsys, path, path, *form)
+        assert out.replace("\n", "").isprintable()
+    lines = run(capsys, path, "--csv").splitlines()
+    assert len(lines) == 1 + len(words)
+    rows = list(csv.DictReader(lines))
+    escaped = ["x\\rforged,1", "\\x1b[2J", "\\x9b2J", "\\u2028", "a\\nb", "\\x7f", "c,d", 'e"f']
+    assert [(row["name"], row["dtype"]) for row in rows] == [(word, word) for word in escaped]
+    assert [row["name"] for row in run_json(capsys, path)["tensors"]] == words
+
+
 def test_names_cannot_move_the_cursor_or_break_the_line(capsys, tmp_path):
     names = ["a\nb", "\x1b[2Jgone", "[red]x[/red]", ":smile:", "Σ.権重", "\u202eevil"]
     save_file({name: ints(2) for name in names}, tmp_path / "w.safetensors")
@@ -319,7 +300,7 @@ def test_names_cannot_move_the_cursor_or_break_the_line(capsys, tmp_path):
     report = run_json(capsys, tmp_path / "w.safetensors")
     assert sorted(row["name"] for row in report["tensors"]) == sorted(names)
     lines = list(csv.DictReader(io.StringIO(run(capsys, tmp_path / "w.safetensors", "--csv"))))
-    assert sorted(line["name"] for line in lines) == sorted(names)
+    assert {line["name"] for line in lines} == shown
 
 
 # Options
@@ -337,6 +318,24 @@ def test_include_and_exclude(capsys, whole):
     }
     assert names("--exclude", "layer", "--exclude", "ids") == {"embed.weight"}
     assert names("--include", "layer.0", "--exclude", "bias") == {"layer.0.kernel"}
+
+
+def test_max_member(capsys, tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez_compressed(path, ids=np.arange(999), w=np.zeros(1000, np.float32))
+    assert run_json(capsys, path, "--max-member", 4000)["totals"]["size"] == 1000
+    assert cli.main(["report", str(path), "--max-member", "3999"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"fused-penalties: {path}: member 'w': expands to 4,000 bytes, past --max-member 3,999\n",
+    )
+    assert run_json(capsys, path, "--max-member", 1, "--exclude", "w")["totals"]["size"] == 0
+
+
+def test_more_threads_than_there_are(capsys, tiny):
+    report = run_json(capsys, tiny, "--threads", 10**30)
+    assert report["threads"] == 10**30
+    assert report["totals"]["abs"] == 13
 
 
 def test_sort(capsys, tmp_path):
@@ -371,6 +370,11 @@ def test_sort(capsys, tmp_path):
         (["--exclude", "*"], "argument --exclude: '*' is no regular expression: nothing to"),
         (["--threads", "0"], "argument --threads: expected a whole number >= 1, got '0'"),
         (["--threads", "2.5"], "argument --threads: expected a whole number >= 1, got '2.5'"),
+        (["--threads", "9" * 5000], "argument --threads: expected a whole number >= 1, got '999"),
+        (["--max-member", "1k"], "argument --max-member: expected a whole number >= 1, got '1k'"),
+        (["--include", "x{99999999999}"], "argument --include: 'x{99999999999}' is no regular"),
+        (["--include", "(" * 9999 + ")" * 9999], "is no regular expression: "),
+        (["--x\n\x1b[2J"], r"unrecognized arguments: --x\n\x1b[2J"),
         (["--scale", "torch"], "argument --scale: invalid choice: 'torch'"),
         (["--sort", "shape"], "argument --sort: invalid choice: 'shape'"),
         (["--json", "--csv"], "argument --csv: not allowed with argument --json"),
@@ -404,264 +408,3 @@ def test_help(capsys, monkeypatch):
     assert caught.value.code == 0
     assert "L2 = l2·Σw²/2" in out
     assert max(map(len, out.splitlines())) <= 80
-
-
-# Faults
-
-
-def assert_fault(result: subprocess.CompletedProcess[str], message: str) -> None:
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr == f"fused-penalties: {message}\n"
-
-
-def test_faults_are_one_line_and_status_2(capsys, tmp_path, tiny):
-    """One of each kind through the whole command; test_files.py has them all."""
-    for name in ("missing.npz", "line\nbreak.npy"):
-        path = tmp_path / name
-        shown = str(path).replace("\n", r"\n")
-        assert_fault(process(tiny, path), f"{shown}: No such file or directory")
-    short = tmp_path / "short.safetensors"
-    short.write_bytes(Path(tiny).read_bytes()[:-1])
-    for form in ([], ["--json"], ["--csv"]):
-        assert cli.main(["report", tiny, str(short), *form]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.startswith(f"fused-penalties: {short}: truncated or corrupt: ")
-        assert err.count("\n") == 1
-
-
-def test_a_fault_in_the_middle_of_the_pass_leaves_nothing_on_stdout(capsys, tmp_path, tiny):
-    path = tmp_path / "w.npz"
-    np.savez(path, first=ints(10), second=ints(1000))
-    path.write_bytes(path.read_bytes().replace(ints(1000).tobytes(), bytes(4000)))
-    assert cli.main(["report", tiny, str(path)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"fused-penalties: {path}: member 'second': truncated or corrupt: ")
-
-
-def test_no_tensor_left(capsys, tmp_path, tiny):
-    np.save(tmp_path / "w.npy", ints(3))
-    save_file({}, tmp_path / "none.safetensors")
-    for argv, files in [
-        ([tiny, "--include", "nothing"], tiny),
-        ([tiny, "--exclude", ""], tiny),
-        ([str(tmp_path / "none.safetensors")], str(tmp_path / "none.safetensors")),
-        ([tiny, str(tmp_path / "w.npy"), "--exclude", "."], f"{tiny}, {tmp_path / 'w.npy'}"),
-    ]:
-        assert cli.main(["report", *argv]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err == (
-            f"fused-penalties: {files}: no tensor in it, or none that the filters leave\n"
-        )
-
-
-def test_nothing_to_sum_is_a_report(capsys, tmp_path):
-    np.save(tmp_path / "ids.npy", np.arange(5))
-    report = run_json(capsys, tmp_path / "ids.npy")
-    assert report["totals"] == {
-        "size": 0,
-        "bytes": 0,
-        "abs": 0.0,
-        "square": 0.0,
-        "l1_penalty": 0.0,
-        "l2_penalty": 0.0,
-    }
-    assert "0 bytes in" in run(capsys, tmp_path / "ids.npy")
-
-
-def test_unknown_isa(tiny):
-    result = process(tiny, env={**os.environ, "FUSED_PENALTIES_ISA": "sse9"})
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("fused-penalties: ")
-    assert "sse9" in result.stderr
-    assert "not supported" in result.stderr
-    assert result.stderr.count("\n") == 1
-
-
-def test_forced_isa(tiny):
-    result = process(tiny, env={**os.environ, "FUSED_PENALTIES_ISA": "scalar"})
-    assert result.returncode == 0
-    assert "(scalar, " in result.stdout
-
-
-def test_interrupt(tmp_path):
-    pipe = tmp_path / "w.npy"
-    os.mkfifo(pipe)
-    command = [sys.executable, "-m", "fused_penalties", "report", str(pipe)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    # It opens once the command does, which then waits for the first byte.
-    with pipe.open("wb"):
-        child.send_signal(signal.SIGINT)
-        assert child.communicate() == (b"", b"")
-    assert child.returncode == 130
-
-
-def test_interrupt_in_the_pass(capsys, tiny, monkeypatch):
-    def interrupted(*args: object, **options: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli.fp, "partial_sums", interrupted)
-    assert cli.main(["report", tiny]) == 130
-    assert capsys.readouterr() == ("", "")
-
-
-def process_writing_to(stdout: BinaryIO, *argv: str) -> subprocess.CompletedProcess[str]:
-    # Buffered, as usual: then the interpreter itself writes once more when it ends.
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    command = [sys.executable, "-m", "fused_penalties", "report", *argv]
-    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env)
-
-
-@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
-def test_closed_pipe(tiny, form):
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "wb") as closed:
-        child = process_writing_to(closed, tiny, *form)
-    assert (child.returncode, child.stderr) == (128 + signal.SIGPIPE, "")
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
-def test_full_disk(tiny):
-    with Path("/dev/full").open("wb") as full:
-        child = process_writing_to(full, tiny)
-    assert child.returncode == 2
-    assert child.stderr == f"fused-penalties: output: {os.strerror(errno.ENOSPC)}\n"
-
-
-def test_output_without_unicode(tiny):
-    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    result = process(tiny, env=env)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "a.weight" in result.stdout
-    assert r"\u03a3|w|" in result.stdout
-
-
-# The process and the terminal
-
-
-def test_installed_command(tiny):
-    command = [Path(sysconfig.get_path("scripts")) / "fused-penalties", "report", tiny, "--csv"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == process(tiny, "--csv").stdout
-    assert result.stdout.splitlines()[2].startswith(f"{tiny},a.weight,2x2,float32,4,16,10.0,30.0,")
-
-
-def test_importing_the_package_imports_nothing_that_only_the_command_needs():
-    code = (
-        "import sys, fused_penalties; print({'rich', 'safetensors', 'argparse'} & {*sys.modules})"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "set()\n"
-
-
-def terminal(columns: int, *argv: object, kind: str = "xterm-256color") -> list[str]:
-    """The lines of the report on a terminal of that width, without colours."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "fused_penalties", "report", *map(str, argv)],
-        stdin=its,
-        stdout=its,
-        stderr=its,
-        env={**os.environ, "TERM": kind},
-    )
-    os.close(its)
-    output = b""
-    with contextlib.suppress(OSError):  # EIO is how Linux reports the end of a terminal
-        while chunk := os.read(ours, 1 << 16):
-            output += chunk
-    os.close(ours)
-    assert child.wait() == 0
-    assert (b"\x1b[" in output) == (kind != "dumb")
-    return re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).replace("\r\n", "\n").splitlines()
-
-
-def test_terminal_with_room(tmp_path, tiny):
-    lines = terminal(80, tiny)
-    assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
-    assert lines[3].split() == ["a.weight", f"2{X}2", "float32", "4", "10", "30", "0.1", "0.3"]
-    assert max(map(len, lines)) <= 80
-    assert len({len(line) for line in lines[:5]}) == 1
-
-
-def test_narrow_terminal_puts_the_numbers_below_whole_names(tmp_path):
-    name = "transformer.encoder.layers.11.attention.output.weight"
-    arrays = {name: ints(3, 3, 128, 256), "ids": np.arange(3), "b": np.float32([1e-5, 1e30])}
-    save_file(arrays, tmp_path / "w.safetensors")
-    lines = terminal(80, tmp_path / "w.safetensors", "--sort", "size")
-    sum_abs, sum_square = exact_sums(arrays[name])
-    assert lines.pop(0).split() == ["tensor", "shape", "dtype"]
-    assert lines[0].split() == NUMBERS
-    assert lines[2] == f"{name}  3{X}3{X}128{X}256  float32"
-    l1, l2 = (float(np.float32(0.01)) * value for value in (sum_abs, sum_square))
-    numbers = [f"{float(np.float32(x)):.6g}" for x in (sum_abs, sum_square, l1, l2)]
-    assert lines[3].split() == ["294,912", *numbers]
-    assert lines[4] == "ids  3  I64"
-    assert lines[5].split() == ["3", "-", "-", "-", "-"]
-    assert lines[8] == "total"
-    assert max(map(len, lines)) <= 80
-    assert len({len(line) for line in (lines[0], lines[1], *lines[3:11:2])}) == 1
-    wide = terminal(200, tmp_path / "w.safetensors", "--sort", "size")
-    assert wide[2].split() == [name, f"3{X}3{X}128{X}256", "float32", "294,912", *numbers]
-
-
-def test_progress_bar_comes_after_a_second_on_a_terminal_only(capsys, tmp_path, tiny, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def stderr_after(seconds: float, stream: io.StringIO) -> str:
-        ticks = iter(range(100))
-        clock = SimpleNamespace(
-            monotonic=lambda: next(ticks) * seconds, perf_counter=cli.time.perf_counter
-        )
-        with monkeypatch.context() as patch:
-            patch.setattr(cli, "time", clock)
-            patch.setattr(cli, "BATCH", 8192)
-            patch.setattr(sys, "stderr", stream)
-            patch.setenv("TERM", "xterm-256color")
-            assert cli.main(["report", str(tmp_path / "w.npy")]) == 0
-        return stream.getvalue()
-
-    np.save(tmp_path / "w.npy", ints(8, 1024))
-    shown = stderr_after(0.4, Terminal())
-    assert "32.8/32.8 kB" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    assert stderr_after(0.1, Terminal()) == ""
-    assert stderr_after(0.4, io.StringIO()) == ""
-
-
-def test_dumb_terminal_is_as_wide_as_it_says(tiny):
-    lines = terminal(200, tiny, kind="dumb")
-    assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
-    assert not any("…" in line for line in lines)
-
-
-def test_closed_or_ascii_output(tiny):
-    command = [sys.executable, "-m", "fused_penalties", "report", str(tiny)]
-    closed = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False
-    )
-    assert (closed.returncode, closed.stderr) == (2, "fused-penalties: output: it is closed\n")
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    for arguments in ([], ["--help"]):
-        done = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=ascii_only, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "\\u03a3" in done.stdout  # the sum sign
-
-
-def test_more_files_than_a_process_may_open(tmp_path):
-    for number in range(300):
-        np.save(tmp_path / f"a{number:03}.npy", np.ones(2, np.float32))
-    command = f"ulimit -n 200; exec {sys.executable} -m fused_penalties report --json *.npy"
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["totals"]["abs"] == 600.0

@@ -78,8 +78,9 @@ def _npz_tensor(
         tensor, left_over = _npy_tensor(name, file, member.file_size, source, member)
     if left_over and tensor.stored:
         raise Corrupt(EXPANDS)
-    # zipfile stops at this size. With one more it shows whether the member goes on behind it.
-    member.file_size += 1
+    # zipfile stops at this size. With more it shows whether the member goes on behind it: more
+    # than it unpacks at a time, since at the end it checks the whole first.
+    member.file_size += 1 << 16
     return tensor
 
 
