@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import termios
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,11 @@ def test_forced_isa(tiny):
     assert "(scalar, " in result.stdout
 
 
+NEEDS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/fdinfo").exists(), reason="needs /proc, which Linux has"
+)
+
+
 def large(path: Path, nbytes: int) -> Path:
     """A file that takes no room on the disk, and a minute for each 500 GB."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({nbytes // 4},), }}"
@@ -134,15 +140,17 @@ def reading(path: Path) -> subprocess.Popen[bytes]:
     """The command, once it has the file open to read the weights."""
     command = [sys.executable, "-m", "fused_penalties", "report", str(path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    position = re.compile(r"^pos:\s+[1-9]\d{6}", re.MULTILINE)
     while child.poll() is None:
-        for descriptor in Path(f"/proc/{child.pid}/fdinfo").glob("*"):
+        for number in os.listdir(f"/proc/{child.pid}/fd"):
             with contextlib.suppress(OSError):  # it was closed meanwhile
-                if position.search(descriptor.read_text()):
+                is_ours = Path(f"/proc/{child.pid}/fd/{number}").readlink() == path
+                status = Path(f"/proc/{child.pid}/fdinfo/{number}").read_text()
+                if is_ours and int(re.search(r"pos:\s+(\d+)", status)[1]) > 1 << 20:
                     return child
     return child
 
 
+@NEEDS_PROC
 def test_interrupt(tmp_path):
     child = reading(large(tmp_path / "w.npy", 1 << 40))
     begun = time.monotonic()
@@ -152,6 +160,7 @@ def test_interrupt(tmp_path):
     assert time.monotonic() - begun < 5
 
 
+@NEEDS_PROC
 def test_file_cut_short_while_it_is_read(tmp_path):
     path = large(tmp_path / "w.npy", 1 << 40)
     child = reading(path)
@@ -168,6 +177,14 @@ def test_interrupt_in_the_pass(capsys, tiny, monkeypatch):
     monkeypatch.setattr(cli.fp, "partial_sums", interrupted)
     assert cli.main(["report", tiny]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_thread_can_be_started(capsys, tiny, monkeypatch):
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert run_json(capsys, tiny)["totals"]["abs"] == 13
 
 
 def process_writing_to(stdout: BinaryIO, *argv: str) -> subprocess.CompletedProcess[str]:

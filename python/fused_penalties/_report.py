@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rich.cells import cell_len
@@ -106,8 +106,8 @@ def as_table(report: Report) -> str:
     # By hand: rich takes a minute to lay out a table of 200,000 lines.
     console = Console()
     room = shutil.get_terminal_size().columns if console.is_terminal else math.inf
-    left = _widths(labels for labels, _ in lines)
-    right = _widths(numbers for _, numbers in lines)
+    left = [max(map(cell_len, column)) for column in zip(*(line[0] for line in lines), strict=True)]
+    right = [max(map(len, column)) for column in zip(*(line[1] for line in lines), strict=True)]
     width = sum(left) + sum(right) + 2 * (len(left) + len(right) - 1)
     is_wide = width <= room
 
@@ -117,20 +117,15 @@ def as_table(report: Report) -> str:
     text = []
     for labels, numbers in lines:
         if is_wide:
-            labels = [label + _gap(label, most) for label, most in zip(labels, left, strict=True)]
-        numbers = [_gap(number, most) + number for number, most in zip(numbers, right, strict=True)]
+            labels = [
+                label + " " * (most - cell_len(label))
+                for label, most in zip(labels, left, strict=True)
+            ]
+        numbers = [number.rjust(most) for number, most in zip(numbers, right, strict=True)]
         named = "  ".join([cyan(labels[0]), *filter(None, labels[1:])])
         text.append(("  " if is_wide else "\n    ").join([named, "  ".join(numbers)]))
     rule = "─" * width if is_wide else "    " + "─" * (sum(right) + 2 * (len(right) - 1))
     return "\n".join([text[0], rule, *text[1:], "", *_notes(report), ""])
-
-
-def _widths(rows: Iterable[Sequence[str]]) -> list[int]:
-    return [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-
-
-def _gap(text: str, width: int) -> str:
-    return " " * (width - cell_len(text))
 
 
 def _short(numbers: Sequence[float | None]) -> list[str]:

@@ -283,11 +283,18 @@ def _check_expanded(file: str, tensor: Tensor, most: float) -> None:
 
 def _sums(tensors: Sequence[Tensor], threads: int, advance: Callable[[int], None]) -> fp.Sums:
     limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
-    waiting: deque[tuple[Batch, Future[NDArray[np.int64]]]] = deque()
+    waiting: deque[tuple[Batch, Future[NDArray[np.int64]] | None]] = deque()
+
+    def submitted(batch: Batch) -> Future[NDArray[np.int64]] | None:
+        try:
+            return pool.submit(_limbs, batch)
+        except RuntimeError:  # the process may start no more threads
+            return None
 
     def take_first() -> None:
         batch, future = waiting.popleft()
-        limbs[batch.first : batch.first + batch.tensors] += future.result()
+        found = future.result() if future else _limbs(batch)
+        limbs[batch.first : batch.first + batch.tensors] += found
         advance(batch.nbytes)
 
     # Each thread reads and sums batches of its own. They merge exactly, in any order.
@@ -295,7 +302,7 @@ def _sums(tensors: Sequence[Tensor], threads: int, advance: Callable[[int], None
         for batch in batches(tensors, BATCH):
             if len(waiting) == 2 * threads:
                 take_first()
-            waiting.append((batch, pool.submit(_limbs, batch)))
+            waiting.append((batch, submitted(batch)))
         while waiting:
             take_first()
     return fp.PartialSums(limbs).sums()
