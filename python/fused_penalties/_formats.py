@@ -119,13 +119,13 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, int]:
         raise Unfit(f"version {major}.{minor} of the .npy format is not known")
     width = 2 if major == 1 else 4
     length = int.from_bytes(exactly(file, width), "little")
-    text = exactly(file, bounded(length)).decode("latin-1").strip()
+    text = exactly(file, bounded(length)).decode("latin-1")
     # The fields of a structured array, which is not summed, can hold anything.
     if fields := re.search(r":\s*\[", text):
         text = f"{text[: fields.end() - 1]}'structured'{text[text.rfind(']') + 1 :]}"
     entries = {match[2]: match[3] for match in _NPY_ENTRY.finditer(text)}
-    around = _NPY_ENTRY.sub("", text).split()
-    if "".join(around) != "{}" or len(entries) != 3 or entries["shape"][0] != "(":
+    around = _NPY_ENTRY.sub("", text).encode("latin-1").split()  # at ASCII's spaces only
+    if b"".join(around) != b"{}" or len(entries) != 3 or entries["shape"][0] != "(":
         raise Corrupt("its header is not one of a .npy file")
     lengths = re.findall(r"\d+", entries["shape"])
     shape = tuple(int(digits[:20]) for digits in lengths)
@@ -137,7 +137,8 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], str, int]:
 # Lengths such as 10L are those of Python 2.
 _NPY_ENTRY = re.compile(
     r"""(['"])(descr|fortran_order|shape)\1\s*:\s*"""
-    r"""('[^']*'|"[^"]*"|True|False|\([\dL,\s]*\))\s*(?:,|(?=\}))"""
+    r"""('[^']*'|"[^"]*"|True|False|\((?:\s*\d+L?\s*,)*\s*(?:\d+L?\s*)?\))\s*(?:,|(?=\}))""",
+    re.ASCII,
 )
 
 
