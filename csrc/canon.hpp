@@ -10,21 +10,13 @@
 #include <cstring>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#include <cuda_fp16.h>
-#endif
+#include "dtype.hpp"
 
 #if FLT_EVAL_METHOD != 0
 #error "the contract needs float and double arithmetic that rounds to its own type (x87 does not)"
 #endif
 #if defined(__FAST_MATH__)
 #error "fast-math reorders sums and would break the promise of equal bits; build without it"
-#endif
-
-#if defined(__CUDACC__)
-#define FUSED_PENALTIES_HD __host__ __device__
-#else
-#define FUSED_PENALTIES_HD
 #endif
 
 namespace fused_penalties {
@@ -48,37 +40,6 @@ struct BlockSums {
 };
 
 namespace canon {
-
-FUSED_PENALTIES_HD inline float float_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-// Exact, and by integers alone: subnormal halves must survive whatever the rounding mode does to them. A GPU has
-// no such mode, and an instruction for it.
-FUSED_PENALTIES_HD inline float float_of_half(uint16_t half) {
-#if defined(__CUDA_ARCH__)
-    return __half2float(__ushort_as_half(half));
-#else
-    const uint32_t sign = uint32_t(half & 0x8000u) << 16;
-    uint32_t exponent = (half >> 10) & 0x1fu;
-    uint32_t mantissa = half & 0x3ffu;
-    if (exponent == 0x1f) return float_of_bits(sign | 0x7f800000u | mantissa << 13);
-    if (exponent == 0) {
-        if (mantissa == 0) return float_of_bits(sign);
-        exponent = 1;
-        while (!(mantissa & 0x400u)) {
-            mantissa <<= 1;
-            --exponent;  // wraps below zero; the bias added next brings it back
-        }
-        mantissa &= 0x3ffu;
-    }
-    return float_of_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-#endif
-}
-
-FUSED_PENALTIES_HD inline float float_of_bfloat(uint16_t bits) { return float_of_bits(uint32_t(bits) << 16); }
 
 // |x| by its bits, so that a NaN and -0 need no thought.
 FUSED_PENALTIES_HD inline float magnitude(float x) {
@@ -113,33 +74,6 @@ FUSED_PENALTIES_HD inline Real add(Real x, Real y) {
 }
 #endif
 
-// The element types: how an element is stored, what precision its lane has, and how it is read.
-struct Float16 {
-    using Element = uint16_t;
-    using Real = float;
-    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_half(x); }
-};
-struct BFloat16 {
-    using Element = uint16_t;
-    using Real = float;
-    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_bfloat(x); }
-};
-struct WideBFloat16 {  // the rule for blocks whose squares float32 lanes could not hold
-    using Element = uint16_t;
-    using Real = double;
-    FUSED_PENALTIES_HD static Real read(Element x) { return float_of_bfloat(x); }
-};
-struct Float32 {
-    using Element = float;
-    using Real = double;
-    FUSED_PENALTIES_HD static Real read(Element x) { return x; }
-};
-struct Float64 {
-    using Element = double;
-    using Real = double;
-    FUSED_PENALTIES_HD static Real read(Element x) { return x; }
-};
-
 // A row has one element of each column. Each column of each strip is a lane: lane = strip * columns + column.
 template <class Type>
 constexpr int columns = kRowBytes / int(sizeof(typename Type::Element));
@@ -153,8 +87,7 @@ constexpr int block_elements = kStrips * strip_elements<Type>;
 // The largest magnitudes, 2^-50 and 2^60 as bits, between which a block of bfloat16 does without float64 lanes.
 constexpr uint32_t kLeastNarrow = 77u << 7, kLeastTooLarge = 187u << 7;
 
-// True if a bfloat16 block whose largest magnitude bits are m needs float64 lanes. Static, because the files
-// compiled for one instruction set use it and must not export it.
+// True if a bfloat16 block whose largest magnitude bits are m needs float64 lanes. Static, as bfloat_of_float is.
 static FUSED_PENALTIES_HD inline bool needs_wide_lanes(unsigned m) {
     return m != 0 && (m < kLeastNarrow || m >= kLeastTooLarge);
 }
@@ -210,4 +143,11 @@ FUSED_PENALTIES_HD inline BlockSums block_sums(const typename Type::Element* ele
 }
 
 }  // namespace canon
+
+FUSED_PENALTIES_HD constexpr int block_elements(DType dtype) {
+    int elements = 0;
+    with_type(dtype, [&](auto type) { elements = canon::block_elements<decltype(type)>; });
+    return elements;
+}
+
 }  // namespace fused_penalties

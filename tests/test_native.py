@@ -22,7 +22,7 @@ from oracle import hexes
 SOURCE = Path(__file__).resolve().parents[1]
 # The tools of the environment that runs pytest come first, whether or not it is activated.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # as in span.hpp
+DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # as in dtype.hpp
 
 
 def tool(name: str) -> str:

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <optional>
 
 namespace fused_penalties {
 namespace {
@@ -15,21 +16,30 @@ constexpr bool kReadsCuda = true;
 constexpr bool kReadsCuda = false;
 #endif
 
-constexpr const char* kWantedDtypes = "float16, bfloat16, float32 or float64";
-
-// NumPy's type numbers; those of other packages' types start at kFirstUserType and are given at run time.
-constexpr int kHalf = 23, kSingle = 11, kDouble = 12, kFirstUserType = 256;
-
 [[noreturn]] void wrong_dtype(const std::string& label, const std::string& dtype) {
-    throw py::type_error(label + ": dtype " + dtype + " is not supported; wanted " + kWantedDtypes);
+    std::string wanted;
+    for (int i = 0; i < kDTypes; ++i)
+        wanted += (i == 0 ? "" : i == kDTypes - 1 ? " or " : ", ") + std::string(name_of(DType(i)));
+    throw py::type_error(label + ": dtype " + dtype + " is not supported; wanted " + wanted);
 }
 
-bool is_bfloat16(int type_number, py::handle dtype) {
+// NumPy's type numbers of other packages' types start here and are given at run time.
+constexpr int kFirstUserType = 256;
+
+// True if a NumPy dtype, which has this number, is of this row of the table.
+template <class Type>
+bool is_numpy(int number, py::handle dtype) {
+    if (Type::numpy_number >= 0 || number < kFirstUserType) return number == Type::numpy_number;
     static std::atomic<int> known{-1};
-    if (type_number == known.load(std::memory_order_relaxed)) return true;
-    if (py::str(dtype.attr("name")).cast<std::string>() != "bfloat16") return false;
-    known.store(type_number, std::memory_order_relaxed);
+    if (number == known.load(std::memory_order_relaxed)) return true;
+    if (py::str(dtype.attr("name")).cast<std::string>() != name_of(Type::dtype)) return false;
+    known.store(number, std::memory_order_relaxed);
     return true;
+}
+
+template <class Type>
+bool is_dlpack(const dlpack::DataType& type) {
+    return type.lanes == 1 && type.code == Type::dlpack_code && type.bits == 8 * sizeof(typename Type::Element);
 }
 
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
@@ -271,11 +281,12 @@ void Items::visit_item(size_t i, const Visit& visit) {
 
 DType Items::dtype_of(size_t i, py::handle dtype) const {
     const int number = py::detail::array_descriptor_proxy(dtype.ptr())->type_num;
-    if (number == kSingle) return DType::float32;
-    if (number == kDouble) return DType::float64;
-    if (number == kHalf) return DType::float16;
-    if (number >= kFirstUserType && is_bfloat16(number, dtype)) return DType::bfloat16;
-    wrong_dtype(label(i), py::str(dtype).cast<std::string>());
+    std::optional<DType> found;
+    each_type([&](auto type) {
+        if (is_numpy<decltype(type)>(number, dtype)) found = type.dtype;
+    });
+    if (!found) wrong_dtype(label(i), py::str(dtype).cast<std::string>());
+    return *found;
 }
 
 void Items::visit_array(size_t i, py::handle object, bool own, const Visit& visit) {
@@ -296,20 +307,15 @@ void Items::visit_array(size_t i, py::handle object, bool own, const Visit& visi
 }
 
 void Items::visit_tensor(size_t i, const dlpack::Tensor& tensor, bool writable, const Visit& visit) {
-    const dlpack::DataType type = tensor.dtype;
-    View view;
-    if (type.lanes == 1 && type.code == dlpack::kFloat && type.bits == 32) {
-        view.dtype = DType::float32;
-    } else if (type.lanes == 1 && type.code == dlpack::kFloat && type.bits == 64) {
-        view.dtype = DType::float64;
-    } else if (type.lanes == 1 && type.code == dlpack::kFloat && type.bits == 16) {
-        view.dtype = DType::float16;
-    } else if (type.lanes == 1 && type.code == dlpack::kBfloat && type.bits == 16) {
-        view.dtype = DType::bfloat16;
-    } else {
+    std::optional<DType> found;
+    each_type([&](auto type) {
+        if (is_dlpack<decltype(type)>(tensor.dtype)) found = type.dtype;
+    });
+    if (!found)
         wrong_dtype(label(i), py::str(py::getattr(item(i), "dtype", py::str("of this array"))).cast<std::string>());
-    }
     check_rank(i, tensor.ndim);
+    View view;
+    view.dtype = *found;
     int64_t strides[kMaxRank];
     view.rank = tensor.ndim;
     view.shape = tensor.shape;

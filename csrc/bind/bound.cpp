@@ -7,11 +7,6 @@
 namespace fused_penalties {
 namespace {
 
-const char* name_of(DType dtype) {
-    constexpr const char* kNames[] = {"float16", "bfloat16", "float32", "float64"};
-    return kNames[int(dtype)];
-}
-
 std::string text_of(int rank, const int64_t* shape) {
     py::tuple sizes(static_cast<size_t>(rank));
     for (int k = 0; k < rank; ++k) sizes[size_t(k)] = shape[k];
@@ -91,9 +86,9 @@ bool BoundWeights::shared(std::vector<Reach>& reaches) const {
 void BoundWeights::check_grad(const Items& items, size_t i, const View& grad) const {
     const Weight& weight = weights_[i];
     const DType wanted = weight.view.dtype;
-    if (grad.dtype != wanted && !(itemsize(wanted) == 2 && grad.dtype == DType::float32))
+    if (grad.dtype != wanted && !(is_narrow(wanted) && grad.dtype == DType::float32))
         throw py::type_error(items.label(i) + ": got dtype " + name_of(grad.dtype) + "; wanted " + name_of(wanted) +
-                             (itemsize(wanted) == 2 ? ", the weight's, or float32" : ", the weight's"));
+                             (is_narrow(wanted) ? ", the weight's, or float32" : ", the weight's"));
     if (!std::equal(grad.shape, grad.shape + grad.rank, weight.shape.begin(), weight.shape.end()))
         throw py::value_error(items.label(i) + ": got shape " + text_of(grad.rank, grad.shape) + "; wanted " +
                               text_of(weight.view.rank, weight.view.shape) + ", the weight's");

@@ -59,8 +59,9 @@ public:
     explicit DevicePlan(BoundWeights weights)
         : weights_(std::move(weights)),
           table_(weights_.spans().data(), nullptr, weights_.size(), weights_.tied(every(weights_.size()))),
-          penalized_(weights_.size()),
-          decays_(weights_.size()) {}
+          l1_(weights_.size()),
+          l2_(weights_.size()),
+          penalized_(weights_.size()) {}
 
     int device() const { return weights_.items().device(); }
     std::vector<std::string> dtypes() const { return weights_.dtypes(); }
@@ -117,10 +118,9 @@ public:
             generation = ++generation_;
             cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
         });
-        for (size_t i = 0; i < l1.size(); ++i) {
-            penalized_[i] = l1[i] != 0 || l2[i] != 0;
-            decays_[i] = l2[i] != 0;
-        }
+        l1_ = l1;
+        l2_ = l2;
+        for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
         return generation;
     }
 
@@ -193,10 +193,10 @@ public:
     }
 
     void prox(Address stream, uint64_t generation, double step) {
-        update(stream, generation, cuda::UpdateArguments::proximal, step);
+        update(stream, generation, ChangeKind::proximal, step);
     }
     void decay(Address stream, uint64_t generation, double rate) {
-        update(stream, generation, cuda::UpdateArguments::decay, rate);
+        update(stream, generation, ChangeKind::decay, rate);
     }
 
     GradTable norm_table(const py::object& grads) const {
@@ -227,8 +227,7 @@ public:
             results.norm = at<double>(norm);
             results.max_norm = max_norm;
             cuda::launch(queue, results);
-            cuda::launch(queue, table,
-                         cuda::UpdateArguments{cuda::UpdateArguments::scale, there, {}, {}, 0, results.norm + 1});
+            cuda::launch(queue, table, cuda::UpdateArguments{ChangeKind::clip, there, {}, {}, 0, results.norm + 1});
         });
     }
 
@@ -326,9 +325,9 @@ private:
             throw std::runtime_error("the plan was given other regularizers during this call");
     }
 
-    void update(Address stream, uint64_t generation, cuda::UpdateArguments::Kind kind, double number) {
-        for (size_t i = 0; i < penalized_.size(); ++i)
-            if (kind == cuda::UpdateArguments::proximal ? penalized_[i] : decays_[i]) weights_.check_writable(i);
+    void update(Address stream, uint64_t generation, ChangeKind kind, double number) {
+        for (size_t i = 0; i < l1_.size(); ++i)
+            if (concerns(kind, l1_[i], l2_[i])) weights_.check_writable(i);
         in_turn(stream, [&](const Queue& queue, bool) {
             check(generation);
             cuda::launch(queue, table_,
@@ -338,7 +337,8 @@ private:
 
     BoundWeights weights_;
     HostTable table_;
-    std::vector<bool> penalized_, decays_;
+    std::vector<double> l1_, l2_;
+    std::vector<bool> penalized_;
     Address uploaded_ = 0, workspaces_[2] = {0, 0};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};

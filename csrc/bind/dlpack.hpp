@@ -15,7 +15,6 @@ struct Device {
 };
 
 constexpr int32_t kCpu = 1, kCuda = 2, kCudaHost = 3, kRocmHost = 11, kCudaManaged = 13;
-constexpr uint8_t kFloat = 2, kBfloat = 4;
 constexpr uint64_t kReadOnly = 1;
 
 struct DataType {

@@ -110,13 +110,11 @@ public:
     }
 
     void prox(const Strengths& strengths, double step, const py::object& threads) {
-        change_weights(strengths, Change::proximal, threads,
-                       [&](size_t i) { return canon::proximal_factors(strengths.l1[i], strengths.l2[i], step); });
+        change_weights(strengths, ChangeKind::proximal, step, threads);
     }
 
     void decay(const Strengths& strengths, double rate, const py::object& threads) {
-        change_weights(strengths, Change::scale, threads,
-                       [&](size_t i) { return canon::decay_factors(strengths.l2[i], rate); });
+        change_weights(strengths, ChangeKind::decay, rate, threads);
     }
 
     double clip_grad_norm(const py::object& grads, double max_norm, const py::object& threads) {
@@ -132,10 +130,10 @@ public:
         ExactSums total;
         sum(reading, space->cut, {nullptr, nullptr, nullptr, &total});
         const DefaultFloatEnvironment environment;
-        const double norm = std::sqrt(total.square.value()), factor = max_norm / (norm + 1e-6);
-        if (factor >= 1) return norm;
-        space->factors.assign(spans.size(), {factor, 0});
-        change(changing, {Change::scale, spans.data(), space->factors.data()});
+        const double norm = std::sqrt(total.square.value()), number = canon::clip_number(norm, max_norm);
+        if (number == 1) return norm;
+        space->factors.assign(spans.size(), canon::factors_of(ChangeKind::clip, 0, 0, number));
+        change(changing, {ChangeKind::clip, spans.data(), space->factors.data()});
         return norm;
     }
 
@@ -216,25 +214,27 @@ private:
         work.spans = bound.weights.data();
         work.threads = safe_threads(strengths.line, bound.reaches, work.threads);
         const DefaultFloatEnvironment environment;
-        space->factors.clear();
+        set_factors(*space, strengths, ChangeKind::gradient, upstream);
         work.check = check_signals_in_change;
-        for (size_t i : strengths.active)
-            space->factors.push_back(canon::gradient_factors(strengths.l1[i], strengths.l2[i], upstream));
-        const Change gradient{Change::gradient, bound.grads.data(), space->factors.data()};
+        const Change gradient{ChangeKind::gradient, bound.grads.data(), space->factors.data()};
         const Unlocked unlocked;
         run(work, *space, gradient);
     }
 
-    template <class Make>
-    void change_weights(const Strengths& strengths, Change::Kind kind, const py::object& threads, const Make& make) {
+    void set_factors(Workspace& space, const Strengths& strengths, ChangeKind kind, double number) const {
+        space.factors.clear();
+        for (size_t i : strengths.active)
+            space.factors.push_back(canon::factors_of(kind, strengths.l1[i], strengths.l2[i], number));
+    }
+
+    void change_weights(const Strengths& strengths, ChangeKind kind, double number, const py::object& threads) {
         Work work = active_work(strengths, checked_threads(threads));
         if (strengths.tied) work.threads = 1;
         for (size_t i : strengths.active)
-            if (kind == Change::proximal || strengths.l2[i] != 0) weights_.check_writable(i);
+            if (concerns(kind, strengths.l1[i], strengths.l2[i])) weights_.check_writable(i);
         Borrowed space(*this);
         const DefaultFloatEnvironment environment;
-        space->factors.clear();
-        for (size_t i : strengths.active) space->factors.push_back(make(i));
+        set_factors(*space, strengths, kind, number);
         work.check = check_signals_in_change;
         const Unlocked unlocked;
         change(work, {kind, strengths.spans.data(), space->factors.data()});

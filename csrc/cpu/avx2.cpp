@@ -1,7 +1,6 @@
 // AVX2 with FMA and F16C: Haswell, Zen and later.
 #include <immintrin.h>
 
-#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 

@@ -1,7 +1,6 @@
 // AVX-512 F, BW, DQ and VL: Skylake-SP, Zen 4 and later.
 #include <immintrin.h>
 
-#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 

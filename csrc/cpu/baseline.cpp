@@ -1,7 +1,6 @@
 // The x86-64 baseline: SSE2, which every such processor has.
 #include <emmintrin.h>
 
-#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 

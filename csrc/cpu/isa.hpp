@@ -11,17 +11,12 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kNeon;
 
-// The table of the file that says this, whose functions and element types all are its own.
-#define FUSED_PENALTIES_KERNELS(name)                                                       \
-    {name,                                                                                  \
-     {block_sums<Float16>, block_sums<BFloat16>, block_sums<Float32>, block_sums<Float64>}, \
-     {{add_gradient<Halves, Halves>, add_gradient<Halves, Floats32>},                       \
-      {add_gradient<Bfloats, Bfloats>, add_gradient<Bfloats, Floats32>},                    \
-      {add_gradient<Floats32, Floats32>, nullptr},                                          \
-      {add_gradient<Floats64, Floats64>, nullptr}},                                         \
-     {proximal<Halves>, proximal<Bfloats>, proximal<Floats32>, proximal<Floats64>},         \
-     {scale<Halves>, scale<Bfloats>, scale<Floats32>, scale<Floats64>},                     \
-     read,                                                                                  \
-     exchange}
+// The table of the file that says this, whose functions and types all are its own: it has to have a type of each name
+// in dtype.hpp's list.
+#define FUSED_PENALTIES_KERNELS_OF(dtype, Type)                                                            \
+    {block_sums<Type>, add_gradient<Type, Type>,                                                           \
+     add_gradient<Type, std::conditional_t<canon::is_narrow<canon::Type>, Float32, Type>>, proximal<Type>, \
+     scale<Type>},
+#define FUSED_PENALTIES_KERNELS(name) {name, {FUSED_PENALTIES_DTYPES(FUSED_PENALTIES_KERNELS_OF)}, read, exchange}
 
 }  // namespace fused_penalties

@@ -1,7 +1,6 @@
 // NEON, which every 64-bit Arm processor has.
 #include <arm_neon.h>
 
-#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 

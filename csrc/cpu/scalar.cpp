@@ -1,20 +1,13 @@
 // The references as an instruction set of their own: for processors without a vector body, and to test against.
-#include "../element.hpp"
 #include "../span.hpp"
 #include "isa.hpp"
 
 namespace fused_penalties {
 namespace {
 
-using canon::BFloat16;
-using canon::Float16;
-using canon::Float32;
-using canon::Float64;
-// The names that isa.hpp's table knows the element types of changes by.
-using Halves = Float16;
-using Bfloats = BFloat16;
-using Floats32 = Float32;
-using Floats64 = Float64;
+// The rows of dtype.hpp's table, as isa.hpp asks for them.
+#define FUSED_PENALTIES_USING(dtype, Type) using canon::Type;
+FUSED_PENALTIES_DTYPES(FUSED_PENALTIES_USING)
 
 template <class Type>
 void block_sums(const void* data, uint64_t count, BlockSums* out) {
@@ -33,13 +26,19 @@ canon::Compute<Type> value_at(const typename Type::Element* p) {
     return canon::Compute<Type>(Type::read(canon::element_at(p, 0)));
 }
 
+template <class Type>
+void write_to(typename Type::Element* p, canon::Compute<Type> value) {
+    const typename Type::Element element = Type::write(value);
+    memcpy(p, &element, sizeof element);
+}
+
 template <class W, class G>
 void add_gradient(const void* weights, void* grads, uint64_t count, Factors factors) {
     using Real = canon::Compute<W>;
     const Real x = Real(factors.x), y = Real(factors.y);
     const auto* w = static_cast<const typename W::Element*>(weights);
     auto* g = static_cast<typename G::Element*>(grads);
-    for (; count > 0; --count, ++w, ++g) canon::write(G{}, g, canon::gradient(value_at<W>(w), value_at<G>(g), x, y));
+    for (; count > 0; --count, ++w, ++g) write_to<G>(g, canon::gradient(value_at<W>(w), value_at<G>(g), x, y));
 }
 
 template <class Type>
@@ -47,14 +46,14 @@ void proximal(void* weights, uint64_t count, Factors factors) {
     using Real = canon::Compute<Type>;
     auto* w = static_cast<typename Type::Element*>(weights);
     for (; count > 0; --count, ++w)
-        canon::write(Type{}, w, canon::proximal(value_at<Type>(w), Real(factors.x), Real(factors.y)));
+        write_to<Type>(w, canon::proximal(value_at<Type>(w), Real(factors.x), Real(factors.y)));
 }
 
 template <class Type>
 void scale(void* weights, uint64_t count, Factors factors) {
     using Real = canon::Compute<Type>;
     auto* w = static_cast<typename Type::Element*>(weights);
-    for (; count > 0; --count, ++w) canon::write(Type{}, w, canon::scale(value_at<Type>(w), Real(factors.x)));
+    for (; count > 0; --count, ++w) write_to<Type>(w, canon::scale(value_at<Type>(w), Real(factors.x)));
 }
 
 uint64_t read(const void* data, uint64_t bytes) {

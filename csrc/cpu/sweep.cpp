@@ -103,6 +103,17 @@ void share(const Work& work, const Worker& worker) {
     run_together(threads, std::ref(run));
 }
 
+// Room for what a block's elements are computed in, as gradients may be.
+constexpr int kMostTargetBytes = [] {
+    int most = 0;
+    each_type([&](auto type) {
+        using Type = decltype(type);
+        const int bytes = canon::block_elements<Type> * int(sizeof(canon::Compute<Type>));
+        most = bytes > most ? bytes : most;
+    });
+    return most;
+}();
+
 bool in_place(const Span& span) { return span.rank == 0 && !span.swapped; }
 
 // One change of one buffer.
@@ -116,13 +127,7 @@ public:
           factors_(change.factors[i]) {}
 
     // True if every element would stay as it is.
-    bool idle() const {
-        switch (change_.kind) {
-            case Change::gradient: return is(factors_.x, 0) && is(factors_.y, 0);
-            case Change::proximal: return false;
-            default: return is(factors_.x, 1);
-        }
-    }
+    bool idle() const { return canon::is_idle(change_.kind, weights_.dtype, factors_); }
 
     // Calls look(data, n) for each block of [first, end) before it changes.
     template <class Look>
@@ -130,7 +135,7 @@ public:
         const uint64_t each = uint64_t(block_elements(weights_.dtype));
         const uint64_t stop = std::min(end * each, weights_.count);
         const uint64_t size = uint64_t(itemsize(weights_.dtype)), target_size = uint64_t(itemsize(target_.dtype));
-        const bool own = change_.kind != Change::gradient;  // the weights themselves change
+        const bool own = !reads_weights(change_.kind);  // what is read changes itself
         if (in_place(weights_) && in_place(target_)) {
             for (uint64_t at = first * each; at < stop; at += each) {
                 const int n = int(std::min(each, stop - at));
@@ -140,8 +145,7 @@ public:
             return;
         }
         Walk weights(weights_, first * each), from(target_, first * each), to(target_, first * each);
-        // Sixteen-bit weights may have float32 gradients.
-        unsigned char block[kBlockBytes], target[2 * kBlockBytes];
+        unsigned char block[kBlockBytes], target[kMostTargetBytes];
         for (uint64_t at = first * each; at < stop; at += each) {
             const int n = int(std::min(each, stop - at));
             weights.gather(block, n);
@@ -153,19 +157,15 @@ public:
     }
 
 private:
-    // Compares in the precision that the factor is used in.
-    bool is(double factor, int value) const {
-        return weights_.dtype == DType::float64 ? factor == value : float(factor) == float(value);
-    }
-
     void apply(const unsigned char* weights, unsigned char* target, int n) const {
-        const int dtype = int(weights_.dtype);
+        const Kernels::OfDType& kernels = kernels_[weights_.dtype];
         switch (change_.kind) {
-            case Change::gradient:
-                return kernels_.add_gradient[dtype][target_.dtype != weights_.dtype](weights, target, uint64_t(n),
-                                                                                     factors_);
-            case Change::proximal: return kernels_.proximal[dtype](target, uint64_t(n), factors_);
-            case Change::scale: return kernels_.scale[dtype](target, uint64_t(n), factors_);
+            case ChangeKind::gradient:
+                return (target_.dtype == weights_.dtype ? kernels.add_gradient : kernels.add_float32_gradient)(
+                    weights, target, uint64_t(n), factors_);
+            case ChangeKind::proximal: return kernels.proximal(target, uint64_t(n), factors_);
+            case ChangeKind::decay:
+            case ChangeKind::clip: return kernels.scale(target, uint64_t(n), factors_);
         }
     }
 
@@ -248,7 +248,7 @@ private:
     template <class Visit>
     void each_block(const Piece& piece, const Visit& visit) {
         const Span& span = work_.spans[piece.buffer];
-        const auto kernel = work_.kernels.block_sums[int(span.dtype)];
+        const auto kernel = work_.kernels[span.dtype].block_sums;
         // Block by block: while the integers of one are added, the next one is read.
         const auto one_block = [&](const unsigned char* data, int n) {
             BlockSums sums;

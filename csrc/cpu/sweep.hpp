@@ -49,10 +49,10 @@ struct Work {
     bool (*check)() = nullptr;
 };
 
-// A change of element.hpp, made of every buffer with its own factors. The targets are gradients with the
+// A change of changes.hpp, made of every buffer with its own factors. The targets are gradients with the
 // layout of the weights, or the weights themselves. Targets must not overlap unless `threads` is 1.
 struct Change {
-    enum Kind { gradient, proximal, scale } kind;
+    ChangeKind kind;
     const Span* targets;
     const Factors* factors;
 };

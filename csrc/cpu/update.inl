@@ -1,8 +1,13 @@
-// The vector bodies of element.hpp's formulas, included beside block.inl and under the same rules.
+// The vector bodies of changes.hpp's formulas, included beside block.inl and under the same rules.
 //
 // The primitives take and give masks as vectors of all-ones or all-zeros elements.
 
-struct Floats32 {
+// How one vector of an element type of block.inl is read and written. Here Real is what changes are computed in.
+template <class Type>
+struct OneVector;
+
+template <>
+struct OneVector<Float32> {
     using Element = float;
     using Vector = Floats;
     using Real = float;
@@ -11,7 +16,8 @@ struct Floats32 {
     static void store(Element* p, Vector x) { store_floats(p, x); }
 };
 
-struct Floats64 {
+template <>
+struct OneVector<Float64> {
     using Element = double;
     using Vector = Doubles;
     using Real = double;
@@ -20,7 +26,8 @@ struct Floats64 {
     static void store(Element* p, Vector x) { store_doubles(p, x); }
 };
 
-struct Halves {
+template <>
+struct OneVector<Float16> {
     using Element = uint16_t;
     using Vector = Floats;
     using Real = float;
@@ -29,7 +36,8 @@ struct Halves {
     static void store(Element* p, Vector x) { store_halves(p, x); }
 };
 
-struct Bfloats {
+template <>
+struct OneVector<BFloat16> {
     using Element = uint16_t;
     using Vector = Floats;
     using Real = float;
@@ -97,8 +105,10 @@ inline void change_all(const typename W::Element* w, typename G::Element* g, uin
     memcpy(g + i, last_g, (n - i) * sizeof last_g[0]);
 }
 
-template <class W, class G>
+template <class Weight, class Grad>
 void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors) {
+    using W = OneVector<Weight>;
+    using G = OneVector<Grad>;
     using Vector = typename W::Vector;
     using Real = typename W::Real;
     const auto* w = static_cast<const typename W::Element*>(weights);
@@ -112,16 +122,18 @@ void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors)
 
 template <class Type>
 void proximal(void* weights, uint64_t n, Factors factors) {
-    using Vector = typename Type::Vector;
-    auto* w = static_cast<typename Type::Element*>(weights);
-    change_all<Type, Type>(w, w, n, Proximal<Type>{broadcast(Vector{}, factors.x), broadcast(Vector{}, factors.y)});
+    using W = OneVector<Type>;
+    using Vector = typename W::Vector;
+    auto* w = static_cast<typename W::Element*>(weights);
+    change_all<W, W>(w, w, n, Proximal<W>{broadcast(Vector{}, factors.x), broadcast(Vector{}, factors.y)});
 }
 
 template <class Type>
 void scale(void* weights, uint64_t n, Factors factors) {
-    using Vector = typename Type::Vector;
-    auto* w = static_cast<typename Type::Element*>(weights);
-    change_all<Type, Type>(w, w, n, Scale<Type>{broadcast(Vector{}, factors.x)});
+    using W = OneVector<Type>;
+    using Vector = typename W::Vector;
+    auto* w = static_cast<typename W::Element*>(weights);
+    change_all<W, W>(w, w, n, Scale<W>{broadcast(Vector{}, factors.x)});
 }
 
 // Reads both and writes the second, doing next to nothing: the limit that benchmarks compare gradients with.

@@ -27,11 +27,8 @@ public:
 private:
     template <bool kGather>
     void walk(unsigned char* block, int n) {
-        switch (itemsize(span_.dtype)) {
-            case 2: return walk_elements<kGather, 2>(block, n);
-            case 4: return walk_elements<kGather, 4>(block, n);
-            default: return walk_elements<kGather, 8>(block, n);
-        }
+        with_type(span_.dtype,
+                  [&](auto type) { walk_elements<kGather, int(sizeof(typename decltype(type)::Element))>(block, n); });
     }
 
     template <bool kGather, int kSize>

@@ -45,12 +45,12 @@ struct GradientArguments {
 };
 
 struct UpdateArguments {
-    enum Kind { proximal, decay, scale } kind;
+    ChangeKind kind;
     Table table;
     Range range;
-    Coefficients coefficients;  // not for scale
-    double number;              // the step, or the rate
-    const double* factor;       // in device memory, for scale: 1 or more changes nothing
+    Coefficients coefficients;  // or null: every buffer is changed
+    double number;              // the change's
+    const double* there;        // where the number is in device memory, or null
 };
 
 // Where results go. Null: they are not wanted. What is about all buffers is either their penalty, or their sums.

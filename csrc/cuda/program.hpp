@@ -1,4 +1,4 @@
-// What one warp does: the tree of canon.hpp with one warp to a block, the changes of element.hpp, and the sums of
+// What one warp does: the tree of canon.hpp with one warp to a block, the changes of changes.hpp, and the sums of
 // blocks brought together in integers, so that no schedule changes a bit.
 //
 // Lane t of a warp owns strip t / 8 of a block, and there bytes 16·(t % 8) to +15 of each row: one load of the warp is
@@ -81,6 +81,7 @@ public:
     // The same wherever they lie, one after the other: zero past the end, and nothing written there.
     template <int n>
     FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
+        static_assert(n * int(sizeof(Element)) <= kStage, "a lane has no more room");
         Pack<Element, n> pack;
         auto* elements = reinterpret_cast<Element*>(stage);
         FUSED_PENALTIES_ROLLED
@@ -159,6 +160,9 @@ FUSED_PENALTIES_DEVICE Values<Type, n> unpack(const Pack<typename Type::Element,
         for (int k = 0; k < n / 2; ++k) {
             const uint32_t word = pack.words[k];
             if constexpr (!std::is_same<Type, canon::Float16>::value) {
+                static_assert(
+                    std::is_same<Type, canon::BFloat16>::value || std::is_same<Type, canon::WideBFloat16>::value,
+                    "elements of 16 bits that are not unpacked yet");
                 values.at[2 * k] = canon::float_of_bits(word << 16);
                 values.at[2 * k + 1] = canon::float_of_bits(word & 0xffff0000u);
             } else {
@@ -175,6 +179,7 @@ FUSED_PENALTIES_DEVICE Values<Type, n> unpack(const Pack<typename Type::Element,
             }
         }
     } else {
+        static_assert(sizeof values == sizeof pack, "elements that are not computed in as they are");
         memcpy(values.at, pack.words, sizeof pack);
     }
     return values;
@@ -186,12 +191,11 @@ FUSED_PENALTIES_DEVICE Pack<typename Type::Element, n> repack(const Values<Type,
     if constexpr (sizeof(typename Type::Element) == 2) {
         FUSED_PENALTIES_UNROLLED
         for (int k = 0; k < n / 2; ++k) {
-            uint16_t low, high;
-            canon::write(Type{}, &low, values.at[2 * k]);
-            canon::write(Type{}, &high, values.at[2 * k + 1]);
+            const uint16_t low = Type::write(values.at[2 * k]), high = Type::write(values.at[2 * k + 1]);
             pack.words[k] = low | uint32_t(high) << 16;
         }
     } else {
+        static_assert(sizeof values == sizeof pack, "elements that are not computed in as they are");
         memcpy(pack.words, values.at, sizeof pack);
     }
     return pack;
@@ -211,13 +215,11 @@ struct Share {
 
     // canon::accumulate. Where the square is exact, fusing it with the sum changes nothing but the time.
     FUSED_PENALTIES_DEVICE void add(const Values<Type, kOwn<Type>>& values) {
-        constexpr bool exact =
-            !std::is_same<Type, canon::Float64>::value && !std::is_same<Type, canon::BFloat16>::value;
         FUSED_PENALTIES_UNROLLED
         for (int k = 0; k < kOwn<Type>; ++k) {
             const typename Type::Real x = values.at[k];
             lane[k].a = canon::add(lane[k].a, magnitude(x));
-            lane[k].s = exact ? fused(x, x, lane[k].s) : canon::add(lane[k].s, canon::multiply(x, x));
+            lane[k].s = Type::exact_squares ? fused(x, x, lane[k].s) : canon::add(lane[k].s, canon::multiply(x, x));
             if constexpr (std::is_same<Type, canon::BFloat16>::value) largest = fmaxf(largest, magnitude(x));
         }
     }
@@ -260,6 +262,7 @@ FUSED_PENALTIES_DEVICE void add_partner(PerLane<double>& values, int mask) {
 template <class Type>
 FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) {
     constexpr int own = kOwn<Type>;
+    static_assert(own <= 8, "more of them need another step");
     PerLane<Doubles<own>> values;
     FUSED_PENALTIES_UNROLLED
     for (int k = 0; k < own; ++k) {
@@ -484,17 +487,6 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
 
 // ---- many blocks
 
-// Calls visit(Type{}) for the element type.
-template <class Visit>
-FUSED_PENALTIES_DEVICE void with_type(DType dtype, const Visit& visit) {
-    switch (dtype) {
-        case DType::float16: return visit(canon::Float16{});
-        case DType::bfloat16: return visit(canon::BFloat16{});
-        case DType::float32: return visit(canon::Float32{});
-        case DType::float64: return visit(canon::Float64{});
-    }
-}
-
 // The first buffer, from `low` on, that ends after `block`. One of them must. Each step asks at 32 places at once.
 FUSED_PENALTIES_DEVICE uint32_t buffer_of(const Table& table, uint32_t low, uint64_t block) {
     uint32_t high = table.n - 1;
@@ -635,11 +627,6 @@ FUSED_PENALTIES_DEVICE bool penalized(const Coefficients& coefficients, uint32_t
     return coefficients.l1[i] != 0 || coefficients.l2[i] != 0;
 }
 
-// True if every element of a buffer of this dtype would stay as it is, to `value` being what the factor must be.
-FUSED_PENALTIES_DEVICE bool is(DType dtype, double factor, double value) {
-    return dtype == DType::float64 ? factor == value : float(factor) == float(value);
-}
-
 // The wide rule for a block of bfloat16.
 FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffer& buffer, uint64_t first, int n,
                                                  unsigned char* stage) {
@@ -688,9 +675,9 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
               if (l1 == 0 && l2 == 0) return;
-              const Factors factors = canon::gradient_factors(l1, l2, arguments.upstream);
+              const Factors factors = canon::factors_of(ChangeKind::gradient, l1, l2, arguments.upstream);
               const DType dtype = buffer.weights.dtype;
-              const bool idle = !buffer.target.data || (is(dtype, factors.x, 0) && is(dtype, factors.y, 0));
+              const bool idle = !buffer.target.data || canon::is_idle(ChangeKind::gradient, dtype, factors);
               if (idle && !arguments.sum) return;
               partial.begin(i, buffer);
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
@@ -712,7 +699,7 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                       sums = differentiate<Type, Target>(weights, grads, factors, idle, shared.stage, wide);
                   };
                   with_type(dtype, [&](auto type) FUSED_PENALTIES_INLINE {
-                      if constexpr (sizeof(typename decltype(type)::Element) == 2)
+                      if constexpr (canon::is_narrow<decltype(type)>)
                           if (buffer.target.dtype == DType::float32) return run(type, canon::Float32{});
                       run(type, type);
                   });
@@ -726,31 +713,32 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
 FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned char* stage, uint32_t warp,
                                    uint32_t warps) {
     const Table& table = arguments.table;
-    if (arguments.factor && *arguments.factor >= 1) return;
+    const ChangeKind kind = arguments.kind;
+    const double number = arguments.there ? *arguments.there : arguments.number;
+    if (kind == ChangeKind::clip && number == 1) return;
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
-              Factors factors;
-              if (arguments.kind == UpdateArguments::scale) {
-                  factors = {*arguments.factor, 0};
-              } else {
-                  const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
+              double l1 = 0, l2 = 0;
+              if (arguments.coefficients.l1) {
+                  l1 = arguments.coefficients.l1[i];
+                  l2 = arguments.coefficients.l2[i];
                   if (l1 == 0 && l2 == 0) return;
-                  factors = arguments.kind == UpdateArguments::proximal
-                                ? canon::proximal_factors(l1, l2, arguments.number)
-                                : canon::decay_factors(l2, arguments.number);
               }
-              const bool scales = arguments.kind != UpdateArguments::proximal;
-              if (scales && is(buffer.weights.dtype, factors.x, 1)) return;
+              const Factors factors = canon::factors_of(kind, l1, l2, number);
+              if (canon::is_idle(kind, buffer.weights.dtype, factors)) return;
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
                   with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
                       using Type = decltype(type);
                       using Real = canon::Compute<Type>;
                       const Real x = Real(factors.x), y = Real(factors.y);
                       const Elements<typename Type::Element> elements(buffer.target, table.axes, first, n);
-                      if (scales) {
-                          replace<Type>(elements, stage, [&](Real w) { return canon::scale(w, x); });
-                      } else {
-                          replace<Type>(elements, stage, [&](Real w) { return canon::proximal(w, x, y); });
+                      switch (kind) {
+                          case ChangeKind::gradient: return;  // has a kernel of its own
+                          case ChangeKind::proximal:
+                              return replace<Type>(elements, stage, [&](Real w) { return canon::proximal(w, x, y); });
+                          case ChangeKind::decay:
+                          case ChangeKind::clip:
+                              return replace<Type>(elements, stage, [&](Real w) { return canon::scale(w, x); });
                       }
                   });
               });
@@ -863,7 +851,7 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
             limbs::deposit(total, term);
             if (!arguments.values) return;
             // A buffer's own penalty is rounded as if it were alone.
-            const bool as_it_is = buffer.weights.dtype == DType::float64;
+            const bool as_it_is = computed_in_double(buffer.weights.dtype);
             write_penalty(arguments.values, i, arguments.wide, as_it_is ? term : double(narrow(term)));
         });
         barrier();
@@ -910,7 +898,7 @@ FUSED_PENALTIES_DEVICE void finish_totals(const FinishArguments& arguments, cons
         if (arguments.norm) {
             const double norm = canon::quiet(sqrt(squares[lane]));
             arguments.norm[0] = norm;
-            arguments.norm[1] = arguments.max_norm / canon::add(norm, 1e-6);  // NaN, or at least 0
+            arguments.norm[1] = canon::clip_number(norm, arguments.max_norm);
         }
     });
 }

@@ -2,9 +2,9 @@
 //
 // driver                  prints the names of the instruction sets that this processor runs.
 // driver NAME THREADS     reads buffers from stdin until it ends and prints the bits of their sums.
-// driver NAME changes     reads the same and prints a hash of what each of element.hpp's changes makes of them.
+// driver NAME changes     reads the same and prints a hash of what each of changes.hpp's changes makes of them.
 //
-// A buffer is three little-endian uint64 (dtype as in span.hpp, number of elements, bytes by which its first
+// A buffer is three little-endian uint64 (dtype as in dtype.hpp, number of elements, bytes by which its first
 // element misses a multiple of 64) and then its elements. Printed: a line for each buffer and one for the totals,
 // the bits of the abs and of the square sum as 16 hexadecimal digits each.
 
@@ -48,22 +48,23 @@ void print_changes(const std::vector<Span>& spans) {
     const Line line(spans.data(), spans.size());
     const Work work{spans.data(), line, 1, active_kernels()};
     const struct {
-        Change::Kind kind;
+        ChangeKind kind;
         Factors factors;
-    } changes[] = {{Change::gradient, {0.1, 0.3}},  {Change::gradient, {-0.1, 0}}, {Change::gradient, {0, 0.3}},
-                   {Change::proximal, {0.25, 1.5}}, {Change::proximal, {0, 1}},    {Change::scale, {0.7, 0}}};
+    } changes[] = {{ChangeKind::gradient, {0.1, 0.3}}, {ChangeKind::gradient, {-0.1, 0}},
+                   {ChangeKind::gradient, {0, 0.3}},   {ChangeKind::proximal, {0.25, 1.5}},
+                   {ChangeKind::proximal, {0, 1}},     {ChangeKind::decay, {0.7, 0}}};
     for (const auto& each : changes) {
         std::vector<std::vector<unsigned char>> memory;
         std::vector<Span> targets;
         for (const Span& span : spans) {
             const size_t size = size_t(itemsize(span.dtype)), bytes = size_t(span.count) * size;
-            const bool shifted = each.kind == Change::gradient && bytes > 0;
+            const bool shifted = reads_weights(each.kind) && bytes > 0;
             memory.emplace_back(span.data, span.data + bytes);
             if (shifted) std::rotate(memory.back().begin(), memory.back().begin() + long(size), memory.back().end());
             targets.push_back(Span{memory.back().data(), span.count, nullptr, 0, span.dtype, false});
         }
         const std::vector<Factors> factors(spans.size(), each.factors);
-        const bool own = each.kind != Change::gradient;
+        const bool own = !reads_weights(each.kind);
         change(own ? Work{targets.data(), line, 1, active_kernels()} : work,
                Change{each.kind, targets.data(), factors.data()});
         for (const Span& target : targets) printf("%016" PRIx64 "\n", hash(target));

@@ -56,7 +56,7 @@ DIFFERENTIATE(Float64, Float64)
                                              canon::Compute<canon::Type> x, canon::Compute<canon::Type> y) { \
         const canon::Compute<canon::Type> w = canon::Type::read(from[threadIdx.x]);                          \
         const canon::Compute<canon::Type> g = canon::Type::read(to[threadIdx.x]);                            \
-        canon::write(canon::Type{}, to + threadIdx.x, formula);                                              \
+        to[threadIdx.x] = canon::Type::write(formula);                                                       \
     }
 #define FORMULAS(Type)                                                                                              \
     FORMULA(gradient, Type, canon::gradient(w, g, x, y))                                                            \

@@ -40,7 +40,6 @@ private:
 };
 
 struct Format {
-    const char* name;
     int exponent_bits, fraction_bits;
     int lane_bits;  // the fraction bits of the type that its lanes are summed in
 
@@ -49,11 +48,12 @@ struct Format {
 };
 constexpr Format kFormats[] = {
     // by DType
-    {"float16", 5, 10, 23},
-    {"bfloat16", 8, 7, 23},
-    {"float32", 8, 23, 52},
-    {"float64", 11, 52, 52},
+    {5, 10, 23},
+    {8, 7, 23},
+    {8, 23, 52},
+    {11, 52, 52},
 };
+static_assert(sizeof kFormats / sizeof *kFormats == kDTypes, "a format for each dtype");
 
 // Values whose exponent fields are the `count` from `lowest` on. With `apart` they are `lowest` and, for one value in
 // `count`, `lowest + apart`.
@@ -133,13 +133,25 @@ double any_factor(Random& random) {
     return std::ldexp(value, random.one_in(4) ? random.between(-150, 120) : random.between(-12, 4));
 }
 
-Factors any_factors(Random& random, Change::Kind kind) {
+Factors any_factors(Random& random, ChangeKind kind) {
     const double x = any_factor(random), y = any_factor(random), sign = random.one_in(2) ? -1 : 1;
     switch (kind) {
-        case Change::gradient: return {sign * x, random.one_in(2) ? y : -y};
-        case Change::proximal: return {x, 1 + y};
-        default: return {random.one_in(8) ? 1 : sign * x, 0};
+        case ChangeKind::gradient: return {sign * x, random.one_in(2) ? y : -y};
+        case ChangeKind::proximal: return {x, 1 + y};
+        case ChangeKind::decay:
+        case ChangeKind::clip: return {random.one_in(8) ? 1 : sign * x, 0};
     }
+    return {0, 0};
+}
+
+const char* name_of(ChangeKind kind) {
+    switch (kind) {
+        case ChangeKind::gradient: return "gradient";
+        case ChangeKind::proximal: return "proximal";
+        case ChangeKind::decay: return "decay";
+        case ChangeKind::clip: return "clip";
+    }
+    return "";
 }
 
 // Memory whose buffers have bytes between them that belong to none.
@@ -173,19 +185,19 @@ public:
     List(uint64_t number, Memory& weights, Memory& targets) : number_(number), targets_(targets) {
         Random random(number);
         weights.used = targets.used = 0;
-        const Change::Kind kinds[] = {Change::gradient, Change::gradient, Change::proximal, Change::scale};
+        const ChangeKind kinds[] = {ChangeKind::gradient, ChangeKind::gradient, ChangeKind::proximal,
+                                    ChangeKind::decay};
         kind_ = kinds[random.between(0, 3)];
         in_one_read_ = random.one_in(2);
         for (int left = random.between(1, 4); left > 0; --left) {
-            const DType dtype = DType(random.between(0, 3));
+            const DType dtype = DType(random.between(0, kDTypes - 1));
             const uint64_t count = any_length(random, dtype);
             spans_.push_back(weights.add(random, dtype, count));
             factors_.push_back(any_factors(random, kind_));
-            const bool wider = itemsize(dtype) == 2 && random.one_in(2);
-            if (kind_ == Change::gradient)
-                places_.push_back(targets.add(random, wider ? DType::float32 : dtype, count));
+            const bool wider = is_narrow(dtype) && random.one_in(2);
+            if (reads_weights(kind_)) places_.push_back(targets.add(random, wider ? DType::float32 : dtype, count));
         }
-        if (kind_ == Change::gradient) return;
+        if (reads_weights(kind_)) return;
         targets.copy(weights);
         places_ = spans_;
         for (Span& place : places_) place.data += targets.data - weights.data;
@@ -208,13 +220,13 @@ public:
         result.limbs.resize((spans_.size() + 1) * each);
         ExactSums total;
         std::vector<ExactSums> cut;
-        const bool both = kind_ == Change::gradient && in_one_read_;
+        const bool both = reads_weights(kind_) && in_one_read_;
         sum(work, cut, SumsOut{nullptr, nullptr, result.limbs.data(), &total}, both ? &change : nullptr);
         int64_t* last = result.limbs.data() + spans_.size() * each;
         memcpy(last, total.abs.canonical_limbs(), kLimbs * sizeof *last);
         memcpy(last + kLimbs, total.square.canonical_limbs(), kLimbs * sizeof *last);
         if (both) return;
-        const Work own{kind_ == Change::gradient ? spans_.data() : places.data(), line, 1, kernels};
+        const Work own{reads_weights(kind_) ? spans_.data() : places.data(), line, 1, kernels};
         fused_penalties::change(own, change);
     }
 
@@ -233,9 +245,8 @@ public:
         while (got.changed.data[at] == wanted.changed.data[at]) ++at;
         size_t i = 0;
         while (i + 1 < places_.size() && places_[i + 1].data <= targets_.data + at) ++i;
-        const char* kinds[] = {"gradient", "proximal", "scale"};
-        printf("%s, list %" PRIu64 ": %s of %s by %a and %a: byte %td is %02x, not %02x\n", body, number_, kinds[kind_],
-               name(i).c_str(), factors_[i].x, factors_[i].y, targets_.data + at - places_[i].data,
+        printf("%s, list %" PRIu64 ": %s of %s by %a and %a: byte %td is %02x, not %02x\n", body, number_,
+               name_of(kind_), name(i).c_str(), factors_[i].x, factors_[i].y, targets_.data + at - places_[i].data,
                unsigned(got.changed.data[at]), unsigned(wanted.changed.data[at]));
         return false;
     }
@@ -243,14 +254,14 @@ public:
 private:
     std::string name(size_t i) const {
         if (i == spans_.size()) return "all buffers";
-        return "buffer " + std::to_string(i) + " (" + kFormats[int(spans_[i].dtype)].name + ", " +
+        return "buffer " + std::to_string(i) + " (" + name_of(spans_[i].dtype) + ", " +
                std::to_string(spans_[i].count) + " elements, " + std::to_string(uintptr_t(spans_[i].data) % 64) +
                " bytes off)";
     }
 
     uint64_t number_;
     const Memory& targets_;
-    Change::Kind kind_;
+    ChangeKind kind_;
     bool in_one_read_;                  // the sums and the gradient
     std::vector<Span> spans_, places_;  // the weights, and what changes: gradients, or a copy of the weights
     std::vector<Factors> factors_;

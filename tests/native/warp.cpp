@@ -1,4 +1,4 @@
-// Runs the programs of one warp without Python and without a GPU, against the plain code of canon.hpp, element.hpp
+// Runs the programs of one warp without Python and without a GPU, against the plain code of canon.hpp, changes.hpp
 // and exact.hpp, or against a search that looks at every place. Blocks lie in memory of just their size, so that the
 // address sanitizer sees what goes beyond them.
 //
@@ -60,23 +60,19 @@ bool same(double x, double y) { return (x != x && y != y) || bits_of(x) == bits_
 
 // ---- elements of any kind
 
-template <class Type>
-constexpr DType kDType = std::is_same<Type, canon::Float16>::value    ? DType::float16
-                         : std::is_same<Type, canon::BFloat16>::value ? DType::bfloat16
-                         : std::is_same<Type, canon::Float32>::value  ? DType::float32
-                                                                      : DType::float64;
-template <class Type>
-constexpr int kFraction = std::is_same<Type, canon::Float16>::value    ? 10
-                          : std::is_same<Type, canon::BFloat16>::value ? 7
-                          : std::is_same<Type, canon::Float32>::value  ? 23
-                                                                       : 52;
+// How many bits a fraction has.
+constexpr int fraction_of(canon::Float16) { return 10; }
+constexpr int fraction_of(canon::BFloat16) { return 7; }
+constexpr int fraction_of(canon::Float32) { return 23; }
+constexpr int fraction_of(canon::Float64) { return 52; }
 
 // Elements with exponents from a narrow or a wide range, with all of them now and then; zeros, NaN and infinities
 // among them or not.
 template <class Type>
 std::vector<typename Type::Element> elements(size_t n) {
     using Element = typename Type::Element;
-    constexpr int width = 8 * int(sizeof(Element)), exponents = 1 << (width - 1 - kFraction<Type>);
+    constexpr int fraction = fraction_of(Type{}), width = 8 * int(sizeof(Element)),
+                  exponents = 1 << (width - 1 - fraction);
     const int lowest = int(any(uint64_t(exponents - 1))),
               span = int(any(3) == 0 ? any(uint64_t(exponents)) : any(6)) + 1;
     const bool zeros = any(4) == 0, special = any(8) == 0, near_one = any(3) == 0;
@@ -85,8 +81,8 @@ std::vector<typename Type::Element> elements(size_t n) {
         int exponent = std::min(lowest + int(any(uint64_t(span))), exponents - 2);
         if (near_one) exponent = exponents / 2 - 4 + int(any(6));
         if (special && any(n) == 0) exponent = exponents - 1;
-        uint64_t bits = (uint64_t(exponent) << kFraction<Type>) | (dice() >> (64 - kFraction<Type>));
-        if (exponent == exponents - 1 && any(2)) bits = uint64_t(exponent) << kFraction<Type>;
+        uint64_t bits = (uint64_t(exponent) << fraction) | (dice() >> (64 - fraction));
+        if (exponent == exponents - 1 && any(2)) bits = uint64_t(exponent) << fraction;
         if (zeros && any(2)) bits = 0;
         bits |= any(2) << (width - 1);
         memcpy(&element, &bits, sizeof element);
@@ -113,11 +109,11 @@ public:
             const int64_t rise = any(2) ? int64_t(pitch) : -int64_t(pitch);
             auto* data = bytes() + (rise < 0 ? (rows - 1) * pitch : 0);
             axes_ = {{int64_t(1) << 50, rise}, {length, step * int64_t(size)}};
-            place_ = {data - int64_t(row) * rise, 0, 2, false, kDType<Type>};
+            place_ = {data - int64_t(row) * rise, 0, 2, false, Type::dtype};
         } else {
             const size_t off = kind == beside ? 1 + any(16 / size - 1) : 0;
             memory_.resize(off + n);
-            place_ = {bytes() + off * size - first * size, 0, 0, kind == aligned, kDType<Type>};
+            place_ = {bytes() + off * size - first * size, 0, 0, kind == aligned, Type::dtype};
         }
         before_ = memory_;
         for (size_t i = 0; i < n; ++i) *at(i) = values[i];
@@ -150,7 +146,7 @@ private:
 
 template <class Type>
 std::string describe(size_t n, int kind, uint64_t first) {
-    return "dtype " + std::to_string(int(kDType<Type>)) + ", " + std::to_string(n) + " elements, kind " +
+    return "dtype " + std::to_string(int(Type::dtype)) + ", " + std::to_string(n) + " elements, kind " +
            std::to_string(kind) + ", from " + std::to_string(first);
 }
 
@@ -234,9 +230,7 @@ double any_factor() {
 
 template <class Type>
 typename Type::Element written(canon::Compute<Type> value) {
-    typename Type::Element element;
-    canon::write(Type{}, &element, value);
-    return element;
+    return Type::write(value);
 }
 
 template <class Type, class Target>
@@ -252,7 +246,7 @@ void gradients_of(size_t n) {
     const bool idle = x == 0 && y == 0;
     Placed<Type> weights(values, typename Placed<Type>::Kind(kind), first);
     Placed<Target> targets(grads, typename Placed<Target>::Kind(other), first);
-    const std::string what = describe<Type>(n, kind, first) + ", target " + std::to_string(int(kDType<Target>)) +
+    const std::string what = describe<Type>(n, kind, first) + ", target " + std::to_string(int(Target::dtype)) +
                              ", kind " + std::to_string(other) + ", factors " + std::to_string(factors.x) + " and " +
                              std::to_string(factors.y);
     check_block<Type>(
@@ -297,7 +291,7 @@ void changes() {
         const size_t near = any(3) == 0 ? block : row * (1 + any(64)) + 2 - any(5);
         const size_t n = std::min(any(2) ? near : 1 + any(block), block);
         gradients_of<Type, Type>(n);
-        if constexpr (sizeof(typename Type::Element) == 2) gradients_of<Type, canon::Float32>(n);
+        if constexpr (canon::is_narrow<Type>) gradients_of<Type, canon::Float32>(n);
         replaced<Type>(n);
     }
 }
@@ -518,11 +512,11 @@ void list_of(size_t n) {
     std::vector<ExactSums> wanted(n);
     ExactSums total;
     for (size_t i = 0; i < n; ++i) {
-        const auto dtype = DType(any(4));
+        const auto dtype = DType(any(kDTypes));
         const uint64_t block = uint64_t(block_elements(dtype)), near = block * any(3) + any(9);
         const uint64_t most[] = {1, 70, 2 * block, 6 * block};
         const uint64_t count = any(4) == 0 ? near : any(most[any(4)]);
-        const bool wider = itemsize(dtype) == 2 && any(2);
+        const bool wider = is_narrow(dtype) && any(2);
         weights.push_back(std::make_unique<Held>(dtype, count));
         grads.push_back(std::make_unique<Held>(wider ? DType::float32 : dtype, count));
         spans.push_back(weights[i]->span);
@@ -536,7 +530,7 @@ void list_of(size_t n) {
             const auto* values = weights[i]->elements_of<typename Type::Element>();
             for (uint64_t at = 0; at < count && sums; at += block)
                 wanted[i].add(canon::block_sums<Type>(values + at, int(std::min(block, count - at))));
-            const Factors factors = canon::gradient_factors(l1[i], l2[i], upstream);
+            const Factors factors = canon::factors_of(ChangeKind::gradient, l1[i], l2[i], upstream);
             const Real x = Real(factors.x), y = Real(factors.y);
             if (!differentiates || (x == 0 && y == 0)) return;
             const auto add = [&](auto target) {
@@ -626,19 +620,10 @@ int main(int argc, char** argv) {
     const std::map<std::string, void (*)()> parts = {
         {"trees",
          [] {
-             trees<canon::Float16>();
-             trees<canon::BFloat16>();
-             trees<canon::Float32>();
-             trees<canon::Float64>();
+             each_type([](auto type) { trees<decltype(type)>(); });
              deciding_elements();
          }},
-        {"changes",
-         [] {
-             changes<canon::Float16>();
-             changes<canon::BFloat16>();
-             changes<canon::Float32>();
-             changes<canon::Float64>();
-         }},
+        {"changes", [] { each_type([](auto type) { changes<decltype(type)>(); }); }},
         {"search", search},
         {"sweep", sweeps},
         {"limbs", limb_rows},
