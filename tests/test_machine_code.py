@@ -246,6 +246,13 @@ def test_every_major_architecture_is_there(kernels: Compiled, parts: Compiled) -
     assert re.findall(r"(sm_\d+)\.ptx", kernels.parts) == [f"sm_{major[-1]}"], "for later ones"
 
 
+def test_every_part_is_looked_at(parts: Compiled) -> None:
+    """The parts of every element type, of which dtype.hpp has the list."""
+    known = {*BLOCKS, *FORMULAS, *DIVISIONS, *DIVISIONS_64}
+    assert {function.name for function in parts.functions} == known
+    assert BLOCKS.keys() == TOGETHER.keys()
+
+
 def test_everything_is_in_registers(kernels: Compiled) -> None:
     """No array is indexed at run time, and there are registers for all values."""
     for function in kernels.functions:

@@ -28,11 +28,6 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
         const PerLane<double> sums = tree<canon::Type>(block.elements<canon::Type>(), shared.stage, wide); \
         keep(to, sums, wide);                                                                              \
     }
-SUMS(Float16)
-SUMS(BFloat16)
-SUMS(WideBFloat16)
-SUMS(Float32)
-SUMS(Float64)
 
 #define DIFFERENTIATE(Type, Target)                                                                                \
     extern "C" __global__ void differentiate_##Type##_##Target(                                                    \
@@ -43,12 +38,6 @@ SUMS(Float64)
             weights.elements<canon::Type>(), grads.elements<canon::Target>(), factors, false, shared.stage, wide); \
         keep(to, sums, wide);                                                                                      \
     }
-DIFFERENTIATE(Float16, Float16)
-DIFFERENTIATE(Float16, Float32)
-DIFFERENTIATE(BFloat16, BFloat16)
-DIFFERENTIATE(BFloat16, Float32)
-DIFFERENTIATE(Float32, Float32)
-DIFFERENTIATE(Float64, Float64)
 
 // The formulas alone, one element to a thread. `quotient` is the division of `proximal` and nothing else.
 #define FORMULA(name, Type, formula)                                                                         \
@@ -68,10 +57,15 @@ DIFFERENTIATE(Float64, Float64)
         replace<canon::Type>(block.elements<canon::Type>(), shared.stage,                                           \
                              [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });                    \
     }
-FORMULAS(Float16)
-FORMULAS(BFloat16)
-FORMULAS(Float32)
-FORMULAS(Float64)
+
+#define PARTS(dtype, Type)    \
+    SUMS(Type)                \
+    DIFFERENTIATE(Type, Type) \
+    FORMULAS(Type)
+FUSED_PENALTIES_DTYPES(PARTS)
+SUMS(WideBFloat16)
+DIFFERENTIATE(Float16, Float32)
+DIFFERENTIATE(BFloat16, Float32)
 
 }  // namespace cuda
 }  // namespace fused_penalties
