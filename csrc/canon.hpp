@@ -144,6 +144,16 @@ FUSED_PENALTIES_HD inline BlockSums block_sums(const typename Type::Element* ele
 
 }  // namespace canon
 
+// How many blocks so many elements have; the last may be short. With the length known, no number is divided.
+constexpr uint64_t blocks_of(DType dtype, uint64_t count) {
+    uint64_t blocks = 0;
+    with_type(dtype, [&](auto type) {
+        constexpr uint64_t each = canon::block_elements<decltype(type)>;
+        blocks = count / each + (count % each != 0);
+    });
+    return blocks;
+}
+
 FUSED_PENALTIES_HD constexpr int block_elements(DType dtype) {
     int elements = 0;
     with_type(dtype, [&](auto type) { elements = canon::block_elements<decltype(type)>; });

@@ -332,8 +332,7 @@ struct Exchanging {
 Line::Line(const Span* spans, size_t n) : ends_(n) {
     uint64_t blocks = 0;
     for (size_t i = 0; i < n; ++i) {
-        const uint64_t each = uint64_t(block_elements(spans[i].dtype));
-        blocks += spans[i].count / each + (spans[i].count % each != 0);
+        blocks += blocks_of(spans[i].dtype, spans[i].count);
         ends_[i] = blocks;
         bytes_ += spans[i].count * uint64_t(itemsize(spans[i].dtype));
     }

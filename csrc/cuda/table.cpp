@@ -22,8 +22,7 @@ HostTable::HostTable(const Span* weights, const Span* targets, size_t n, bool in
     uint64_t end = 0;
     for (size_t i = 0; i < n; ++i) {
         const Span& span = weights[i];
-        const uint64_t each = uint64_t(block_elements(span.dtype));
-        const uint64_t blocks = span.count / each + (span.count % each != 0);
+        const uint64_t blocks = blocks_of(span.dtype, span.count);
         ends_[i] = end += blocks;
         memset(static_cast<void*>(&buffers[i]), 0, sizeof buffers[i]);  // padding too: tables are compared as bytes
         buffers[i].weights = place_of(span, axes);
