@@ -154,10 +154,6 @@ constexpr uint64_t blocks_of(DType dtype, uint64_t count) {
     return blocks;
 }
 
-FUSED_PENALTIES_HD constexpr int block_elements(DType dtype) {
-    int elements = 0;
-    with_type(dtype, [&](auto type) { elements = canon::block_elements<decltype(type)>; });
-    return elements;
-}
+FUSED_PENALTIES_HD constexpr int block_elements(DType dtype) { return kBlockBytes / itemsize(dtype); }
 
 }  // namespace fused_penalties
