@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,29 @@ def test_names() -> None:
     part = fp.partial_sums(named)
     assert part.names == tuple(arrays)
     assert len(part) == len(sums) == 5
+
+
+def test_norms_means_and_json() -> None:
+    arrays = {
+        "kernel": values.make("normal", "float32", 5000),
+        "empty": np.zeros(0, np.float16),
+        "bias": np.array([3.0, -4.0]),
+    }
+    twins = Twins(arrays.values())
+    there = dict(zip(arrays, twins.gpu, strict=True))
+    for sums, on_cpu in [
+        (fp.sums(there), fp.sums(arrays)),
+        (fp.Plan(there, None).sums(), fp.Plan(arrays, None).sums()),
+    ]:
+        for name in "l1_norm", "l2_norm", "rms", "total_l1_norm", "total_l2_norm", "total_rms":
+            assert_same(getattr(sums, name), getattr(on_cpu, name))
+        assert sums.sizes.tolist() == [5000, 0, 2]
+        for name in arrays:
+            assert sums[name].size == on_cpu[name].size
+            for part in "abs", "square", "l1_norm", "l2_norm", "rms":
+                assert_same(getattr(sums[name], part), getattr(on_cpu[name], part))
+        assert json.loads(json.dumps(sums.to_dict())) == on_cpu.to_dict()
+    twins.check()
 
 
 def test_unique() -> None:

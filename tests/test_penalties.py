@@ -197,9 +197,9 @@ def test_weights_by_name() -> None:
 
 
 def test_the_first_pattern_wins() -> None:
-    rules = {"a": regularizers.L1(0.5), ".": None}
-    assert penalty({"ab": W, "b": W}, rules) == 5.0
-    assert penalty({"ab": W, "b": W}, dict(reversed(rules.items()))) == 0.0
+    assert penalty({"ab": W, "b": W}, {"a": regularizers.L1(0.5), ".": None}) == 5.0
+    assert penalty({"ab": W, "b": W}, {"a": None, ".": regularizers.L1(0.5)}) == 5.0
+    assert penalty({"ab": W, "b": W}, {"^b": None, "a|b": regularizers.L1(0.5)}) == 5.0
 
 
 def test_a_pattern_that_matches_nothing_lists_the_names() -> None:
@@ -207,15 +207,101 @@ def test_a_pattern_that_matches_nothing_lists_the_names() -> None:
         penalty({"kernel": W, "bias": W}, {"kernal": regularizers.L1(0.5), ".": None})
 
 
-@pytest.mark.parametrize("pattern", ["(", 3])
-def test_what_is_no_pattern(pattern: object) -> None:
-    with pytest.raises(ValueError, match=r"^regularizer\[.*\]: wanted a regular expression"):
-        penalty({"w": W}, {pattern: None})
+def test_of_many_names_an_error_lists_the_first() -> None:
+    weights = {f"w{k}": W for k in range(100)}
+    wanted = ", ".join(f"w{k}" for k in range(10))
+    with pytest.raises(ValueError, match=rf"none of the 100 names: {wanted} and 90 more$"):
+        penalty(weights, {"kernel": None})
+    with pytest.raises(ValueError, match=r": w0 by regularizer\['w'\], w1 by .* and 90 more$"):
+        penalty(weights, {"w": None, "[0-9]": None})
 
 
-def test_patterns_need_names() -> None:
-    with pytest.raises(ValueError, match=r"^regularizer: got a mapping of patterns for weights"):
-        penalty([W], {".*": regularizers.L1(0.5)})
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (
+            {".": None, "a": regularizers.L1(0.5)},
+            "regularizer['a']: decides nothing, because earlier rules do wherever it holds: "
+            "ab by regularizer['.']",
+        ),
+        (
+            {"a": None, "b$": None, "ab|b": regularizers.L1(0.5)},
+            "regularizer['ab|b']: decides nothing, because earlier rules do wherever it holds: "
+            "ab by regularizer['a'], b by regularizer['b$']",
+        ),
+        (
+            [("a", None), ("b", None), (lambda name, w: w.ndim == 2, regularizers.L1(0.5))],
+            "regularizer[2]: decides nothing, because earlier rules do wherever it holds: "
+            "ab by regularizer[0], b by regularizer[1]",
+        ),
+        (
+            [(lambda name, w: w.ndim > 2, None), (".", None)],
+            "regularizer[0]: <lambda> is true for none of the 2 names: ab, b",
+        ),
+        ([("ab", None), ("c", None)], "regularizer[1]: 'c' is found in none of the 2 names: ab, b"),
+    ],
+)
+def test_a_rule_that_decides_nothing(rules: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=exactly(message)):
+        penalty({"ab": W, "b": W}, rules)
+
+
+def test_rules_of_names_and_arrays() -> None:
+    weights = {"kernel": W, "bn1.weight": W[0], "bn1.bias": W[1], "head": W}
+    l1, l2 = regularizers.L1(0.5), regularizers.L2(0.5)
+    seen = []
+
+    def small(name: str, w: np.ndarray) -> bool:
+        seen.append((name, w))
+        return w.ndim < 2
+
+    assert penalty(weights, [(small, None), ("head", l1), (".", l2)]) == 15.0 + 5.0
+    assert [name for name, _ in seen] == list(weights)
+    assert all(w is weights[name] for name, w in seen)
+    assert penalty(weights, [("kernel|head", l1), (small, l2)]) == 10.0 + 15.0
+    assert penalty(weights, [(re.compile("KERNEL", re.I), l1)]) == 5.0
+    assert penalty(weights, ((lambda name, w: re.search("head", name), l1),)) == 5.0
+    assert penalty({"k": W}, {lambda name, w: True: l1}) == 5.0
+
+
+@pytest.mark.parametrize("pattern", ["(", 3, b"w"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_what_is_no_rule(pattern: object, pairs: bool) -> None:
+    rules = [(pattern, None)] if pairs else {pattern: None}
+    with pytest.raises(
+        ValueError, match=r"^regularizer\[.*\]: got .*; wanted a regular expression"
+    ):
+        penalty({"w": W}, rules)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda w: w.ndim < 2, "got <lambda> as a rule: too many positional arguments"),
+        (regularizers.L1(0.5), "got L1(l1=0.5) as a rule: too many positional arguments"),
+        (lambda name, w: w < 2, "<lambda> returned a ndarray for 'w'"),
+    ],
+)
+def test_what_is_no_function_of_name_and_array(rule: Any, message: str) -> None:
+    wanted = "wanted a function of name and array that returns True or False"
+    with pytest.raises(TypeError, match=exactly(f"regularizer[1]: {message}; {wanted}")):
+        penalty({"v": W, "w": W}, [("v", None), (rule, None)])
+
+
+@pytest.mark.parametrize(
+    ("bad", "got"),
+    [(("a", None, 1), "tuple of 3"), (regularizers.L1(), "L1"), (("a",), "tuple of 1")],
+)
+def test_what_is_no_pair(bad: Any, got: str) -> None:
+    message = f"regularizer[1]: got a {got}; wanted a pair of a rule and a regularizer"
+    with pytest.raises(TypeError, match=exactly(message)):
+        penalty({"a": W, "b": W}, [("a", None), bad])
+
+
+@pytest.mark.parametrize("rules", [{".*": None}, [(lambda name, w: True, None)]])
+def test_rules_need_names(rules: Any) -> None:
+    with pytest.raises(ValueError, match=r"^regularizer: got rules for weights without names; wan"):
+        penalty([W], rules)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
@@ -233,6 +319,7 @@ def test_a_sequence_has_one_for_each(count: int) -> None:
         ([None, "l2"], r"regularizer\[1\]: got a str"),
         ([regularizers.L1, None], r"regularizer\[0\]: got the class L1"),
         ({"a": None, "b": 0.1}, r"regularizer\['b'\]: got a float"),
+        ([("a", None), ("b", "l2")], r"regularizer\[1\]: got a str"),
     ],
 )
 def test_what_is_no_regularizer(regularizer: Any, label: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import sys
 from typing import Any
@@ -69,7 +70,7 @@ def test_same_bits_as_penalty(made: list[Any]) -> None:
         named = fp.Plan({f"w{k}": x for k, x in enumerate(arrays)}, mixture).named()
         assert list(named) == [f"w{k}" for k in range(len(arrays))]
         for x, one, got in zip(arrays, mixture, named.values(), strict=True):
-            assert same_number(got, fp.penalty(x, one))
+            assert same_number(got, float(fp.penalty(x, one)))
 
 
 @pytest.mark.usefixtures("isa")
@@ -220,11 +221,48 @@ def test_named_needs_names() -> None:
         fp.Plan([W], L1(0.5)).named()
 
 
-def test_named_has_the_dtype_of_each_buffer() -> None:
-    weights = {"half": W.astype(np.float16), "single": W, "double": W.astype(np.float64)}
-    named = fp.Plan(weights, L1(0.1)).named()
-    assert [type(x) for x in named.values()] == [np.float32, np.float32, np.float64]
-    assert [x.dtype for x in (fp.Plan(weights, L1(0.1)).values(),)] == [np.float64]
+def test_named_is_rounded_as_each_buffer_alone_and_is_json() -> None:
+    weights = {name: np.ones(7, name) for name in ("float16", "float32", "float64")}
+    plan = fp.Plan(weights, L1(0.1))
+    single = float(np.float32(0.7))
+    wanted = {"float16": single, "float32": single, "float64": 0.1 * 7}
+    assert json.loads(json.dumps(plan.named())) == wanted
+    assert plan.values().dtype == np.float64
+
+
+def test_describe() -> None:
+    """What a rule that was meant for every normalization misses is seen at once."""
+    weights = {
+        "conv1.weight": np.ones((8, 3, 7), np.float32),
+        "bn1.weight": np.ones(8, np.float16),
+        "fc.bias": np.ones(1, np.float64),
+        "steps": np.array(3),
+        "\x1b[2J": None,
+    }
+    rules = {"bias|norm|steps|J": None, "fc|bn": np.max, ".": L2(1e-4)}
+    x = "\N{MULTIPLICATION SIGN}"
+    plan = fp.Plan(weights, rules)
+    assert plan.describe().splitlines() == [
+        f"conv1.weight  8{x}3{x}7  float32   L2(l2=0.0001)",
+        "bn1.weight    8      float16   max",
+        "fc.bias       1      float64   None",
+        "steps                ndarray   None",
+        r"\x1b[2J              NoneType  None",
+    ]
+    plan.set_regularizer([L1(0.5), L1(0.5), None, None, None])
+    assert plan.describe().splitlines()[1] == "bn1.weight    8      float16   L1(l1=0.5)"
+    assert fp.Plan([W, W], [None, L1(0.5)]).describe().splitlines() == [
+        f"0  2{x}2  float32  None",
+        f"1  2{x}2  float32  L1(l1=0.5)",
+    ]
+    assert fp.Plan([], None).describe() == ""
+
+
+def test_a_store_or_a_regularizer() -> None:
+    with pytest.raises(
+        TypeError, match=r"^regularizer: got nothing; wanted a regularizer, or None"
+    ):
+        fp.Plan([W])
 
 
 def test_set_regularizer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from types import MappingProxyType
@@ -19,6 +20,7 @@ import oracle
 import plan_oracle
 import values
 from fused_penalties import contrib, regularizers
+from messages import exactly
 from oracle import hexes
 from plan_oracle import bits, same_bits
 from test_inputs import FakeCuda, OnlyArray, OnlyDLPack
@@ -532,6 +534,48 @@ def test_wrong_collections(call: Any, grads: Any, error: Any, message: str) -> N
         call(fp.Plan({"a": W, "b": W}, L1(0.5)), grads)
     listed = grads.values() if isinstance(grads, dict) else grads if isinstance(grads, list) else []
     assert all(np.array_equal(g, W) for g in listed)
+
+
+@calls
+def test_a_frozen_weight_without_a_gradient(call: Any) -> None:
+    torch = pytest.importorskip("torch")
+    kernel = torch.ones(3, requires_grad=True)
+    frozen = torch.ones(3, requires_grad=False)
+    kernel.grad = torch.zeros(3)
+    plan = fp.Plan({"kernel": kernel, "frozen": frozen}, L1(0.5))
+    message = (
+        "grads['frozen']: got None, for weights['frozen'] is frozen (its requires_grad is False); "
+        "wanted an array, or None as the regularizer of this weight"
+    )
+    for grads in ([kernel.grad, None], {"frozen": None, "kernel": kernel.grad}):
+        with pytest.raises(TypeError, match=exactly(message)):
+            call(plan, grads)
+    message = "grads: nothing for the weights named frozen (frozen: its requires_grad is False)"
+    with pytest.raises(ValueError, match=exactly(message)):
+        call(plan, {"kernel": kernel.grad})
+    with pytest.raises(TypeError, match=r"^grads\['kernel'\]: got None; wanted an array$"):
+        call(plan, [None, torch.zeros(3)])
+    assert kernel.grad.tolist() == [0, 0, 0]
+    plan.set_regularizer({"kernel": L1(0.5)})
+    call(plan, [kernel.grad, None])
+    assert kernel.grad.tolist() == [0.5, 0.5, 0.5]
+
+
+@calls
+def test_a_weight_that_keras_does_not_train(call: Any) -> None:
+    class Variable:
+        """As Keras' variables on NumPy: an array to NumPy, and a word whether it is trained."""
+
+        trainable = False
+        dtype = W.dtype
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return W
+
+    plan = fp.Plan([Variable()], L1(0.5))
+    message = "grads[0]: got None, for weights[0] is frozen (its trainable is False); wanted"
+    with pytest.raises(TypeError, match=rf"^{re.escape(message)}"):
+        call(plan, [None])
 
 
 @calls

@@ -192,3 +192,15 @@ def test_a_training_loop(store: fp.VariableStore, w: np.ndarray) -> None:
         seen.append(float(store.get_regularization_loss()))
         kernel *= 0.5
     assert seen == [15.0, 15.0 / 4, 15.0 / 16]
+
+
+def test_the_gradient_of_the_losses(store: fp.VariableStore) -> None:
+    # tf.gradients(tf.losses.get_regularization_loss(), tf.trainable_variables())
+    network(store, 0.5)
+    grads = {name: np.zeros_like(v) for name, v in store.variables.items()}
+    plan = store.plan()
+    plan.add_grad(grads)
+    assert plan.value() == store.get_regularization_loss()
+    for name, v in store.variables.items():
+        wanted = 0.5 * v if name.endswith("weights") else np.zeros_like(v)
+        np.testing.assert_array_equal(grads[name], wanted)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -193,7 +194,7 @@ def test_csv(capsys, whole):
     for line, row in zip(lines[1:], report["tensors"], strict=True):
         found = dict(zip(lines[0], line, strict=True))
         assert found.pop("shape") == "x".join(map(str, row.pop("shape")))
-        for key in ("abs", "square", "l1_penalty", "l2_penalty"):
+        for key in ("abs", "square", "l1_penalty", "l2_penalty", "l1", "l2"):
             text = found.pop(key)
             assert (float(text) if text else None) == row.pop(key)
         assert found == {key: str(value) for key, value in row.items()}
@@ -338,6 +339,113 @@ def test_more_threads_than_there_are(capsys, tiny):
     assert report["totals"]["abs"] == 13
 
 
+# Rules
+
+
+def rules_in(folder: Path, text: str) -> str:
+    path = folder / "rules.json"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("scale", ["keras", "contrib"])
+def test_rules(capsys, tmp_path, whole, scale):
+    """Each tensor as with its own strengths for all of them; totals add the terms once."""
+    given = {"bias": None, "kernel": {"l2": 0.25}, "embed": {"l1": 1, "l2": 0.5}, "mask": None}
+    rules = rules_in(tmp_path, json.dumps(given))
+    report = run_json(capsys, whole, "--rules", rules, "--scale", scale)
+    assert (report["rules"], report["l1"], report["l2"]) == (rules, None, None)
+    strengths = {
+        "embed.weight": (1.0, 0.5),
+        "layer.0.kernel": (0.0, 0.25),
+        "layer.0.bias": (0.0, 0.0),
+        "layer.1.kernel": (0.0, 0.25),
+        "layer.1.scale": (0.0, 0.0),
+        "layer.2.pruned": (0.0, 0.0),
+        "embed.position_ids": (None, None),
+        "layer.1.mask": (None, None),
+    }
+    totals = [0.0, 0.0]
+    half = {"keras": 1, "contrib": 2}[scale]
+    for row in report["tensors"]:
+        l1, l2 = strengths.pop(row["name"])
+        assert (row["l1"], row["l2"]) == (l1, l2)
+        if l1 is None:
+            assert (row["l1_penalty"], row["l2_penalty"]) == (None, None)
+            continue
+        sum_abs, sum_square = exact_sums(model()[row["name"]])
+        wanted = l1 * sum_abs, l2 * sum_square / half  # exact: the strengths are powers of two
+        assert (row["l1_penalty"], row["l2_penalty"]) == wanted
+        totals = [total + one for total, one in zip(totals, wanted, strict=True)]
+    assert not strengths
+    assert [report["totals"][key] for key in ("l1_penalty", "l2_penalty")] == totals
+    without = run_json(capsys, whole, "--l2", 0.25)
+    assert (without["rules"], without["l1"], without["l2"]) == (None, 0.01, 0.25)
+    assert {(row["l1"], row["l2"]) for row in without["tensors"]} == {(0.01, 0.25), (None, None)}
+
+
+def test_a_table_shows_what_each_tensor_got(capsys, tmp_path):
+    """That `norm` is not found in the names of a ResNet's normalizations is seen."""
+    arrays = {"conv1.weight": ints(3, 3), "bn1.weight": ints(3), "fc.bias": ints(2)}
+    save_file({**arrays, "steps": np.arange(2)}, tmp_path / "w.safetensors")
+    text = '{"bias": null, "conv|bn": {"l1": 1e-6, "l2": 1e-4}}'
+    lines = run(
+        capsys, tmp_path / "w.safetensors", "--rules", rules_in(tmp_path, text)
+    ).splitlines()
+    assert lines[0].split() == ["tensor", "shape", "dtype", "penalty", *NUMBERS]
+    rows = {line.split("  ")[0]: re.split("  +", line)[3] for line in lines[2:6]}
+    assert rows == {
+        "conv1.weight": "l1 = 1e-06, l2 = 0.0001",
+        "bn1.weight": "l1 = 1e-06, l2 = 0.0001",
+        "fc.bias": "none",
+        "steps": "-",
+    }
+    notes = lines[lines.index("") + 1 :]
+    assert notes[0] == f"keras scale: l1·Σ|w| + l2·Σw², l1 and l2 by {tmp_path / 'rules.json'}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("[]", "got a list; wanted an object of names' patterns"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": null, "a": {"l1": 1}}', "'a' is there twice"),
+        ('{"weight": {"l1": 1, "l1": 2}}', "'l1' is there twice"),
+        ('{"(": null}', "regularizer['(']: got '('; wanted a regular expression over names, "),
+        ('{"kernel": null}', "regularizer['kernel']: 'kernel' is found in none of the 2 names: a."),
+        ('{".": null, "b": null}', "regularizer['b']: decides nothing, because earlier rules do"),
+        ('{".": {"l3": 1}}', "regularizer['.']: got {\"l3\": 1}; wanted null or strengths, {"),
+        ('{".": {}}', "regularizer['.']: got {}; wanted null or strengths, "),
+        ('{".": 0.1}', "regularizer['.']: got 0.1; wanted null or strengths, "),
+        ('{".": {"l1": -1}}', "regularizer['.']: expected a finite number >= 0, got '-1'"),
+        ('{".": {"l2": NaN}}', "regularizer['.']: expected a finite number >= 0, got 'nan'"),
+        ('{".": {"l2": true}}', "regularizer['.']: expected a finite number >= 0, got 'True'"),
+        ('{".": {"l2": null}}', "regularizer['.']: expected a finite number >= 0, got 'None'"),
+    ],
+)
+def test_rules_at_fault(capsys, tmp_path, tiny, text, fault):
+    rules = rules_in(tmp_path, text)
+    assert cli.main(["report", tiny, "--rules", rules]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"fused-penalties: {rules}: {fault}")
+    assert err.count("\n") == 1
+
+
+def test_rules_that_cannot_be_read(capsys, tmp_path, tiny):
+    for path, fault in [
+        (tmp_path / "none.json", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (Path(tiny), "'utf-8' codec can't decode byte"),
+    ]:
+        assert cli.main(["report", tiny, "--rules", str(path)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"fused-penalties: {path}: {fault}")
+        assert err.count("\n") == 1
+
+
 def test_sort(capsys, tmp_path):
     arrays = {
         "b": np.array([5, 0, 0], np.float32),
@@ -377,6 +485,8 @@ def test_sort(capsys, tmp_path):
         (["--x\n\x1b[2J"], r"unrecognized arguments: --x\n\x1b[2J"),
         (["--scale", "torch"], "argument --scale: invalid choice: 'torch'"),
         (["--sort", "shape"], "argument --sort: invalid choice: 'shape'"),
+        (["--rules", "r.json", "--l1", "0"], "argument --rules: not allowed with argument --l1 or"),
+        (["--rules", "r.json", "--l2", "1"], "argument --rules: not allowed with argument --l1 or"),
         (["--json", "--csv"], "argument --csv: not allowed with argument --json"),
         (["--pickle"], "unrecognized arguments: --pickle"),
     ],

@@ -326,6 +326,67 @@ def test_apply_takes_patterns(store: VariableStore) -> None:
     assert store.get_regularization_loss() == 5.0
 
 
+def test_a_plan_of_a_store(store: VariableStore) -> None:
+    with store.variable_scope("dense", regularizer=L2):
+        kernel = store.get_variable("kernel", W.copy())
+        bias = store.get_variable("bias", np.ones(2), regularizer=fp.no_regularizer)
+    store.get_variable("scale", np.full(2, 2, np.float32), regularizer=np.max)
+    store.get_variable("steps", np.array(3), trainable=False)
+    assert store.regularizers == {
+        "dense/kernel": L2,
+        "dense/bias": None,
+        "scale": np.max,
+        "steps": None,
+    }
+    for plan in fp.Plan(store), store.plan(threads=1):
+        assert plan.names == tuple(store.variables)
+        assert plan.named() == {"dense/kernel": 7.5, "dense/bias": 0, "scale": 2, "steps": 0}
+        assert plan.value() == store.get_regularization_loss() == 9.5
+        assert plan.describe().splitlines()[0].endswith(repr(L2))
+        kernel *= 2
+        assert plan.value() == store.get_regularization_loss() == 32.0
+        kernel /= 2
+    assert fp.Plan(store, {"kernel": L1}).named()["dense/kernel"] == 5.0
+    assert fp.Plan(store, None).value() == 0.0
+    with pytest.raises(ValueError, match=r"^threads: "):
+        store.plan(threads=0)
+    assert np.all(bias == 1)
+    assert len(VariableStore().plan()) == 0
+
+
+def test_a_plan_adds_what_one_variable_has_several_times(store: VariableStore) -> None:
+    kernel = store.get_variable("kernel", W.copy(), regularizer=L2)
+    bias = store.get_variable("bias", np.ones(2, np.float32))
+    store.apply_regularization(L1, [kernel, bias])
+    store.apply_regularization([None, L2], [kernel, bias])
+    store.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, 100.0)
+    plan = store.plan()
+    assert plan.named() == {"kernel": 7.5 + 5.0, "bias": 1.0 + 0.5}
+    assert plan.value() + 100.0 == store.get_regularization_loss() == 114.0
+    grads = {"kernel": np.zeros_like(W), "bias": np.zeros(2, np.float32)}
+    plan.add_grad(grads)
+    assert grads["kernel"].tolist() == [[1.0, -1.5], [-2.0, 2.5]]
+    assert grads["bias"].tolist() == [1.0, 1.0]
+
+
+def test_a_plan_counts_one_array_of_two_names_twice(store: VariableStore) -> None:
+    store.get_variable("a", W, regularizer=L2)
+    store.get_variable("b", W, regularizer=L2)
+    assert store.plan().value() == store.get_regularization_loss() == 15.0
+
+
+def test_no_plan_of_a_loss_of_another_array(store: VariableStore) -> None:
+    store.get_variable("w", W, regularizer=L2)
+    store.apply_regularization(L1, [W.copy()])
+    message = (
+        "regularizers: 'get_regularization_penalty:0' is the loss of an array that is no variable "
+        "of this store; wanted losses of variables only"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        fp.Plan(store)
+    assert fp.Plan(store.variables, L1).value() == 5.0
+
+
 def test_apply_to_losses_warns(store: VariableStore) -> None:
     store.get_variable("w", W, regularizer=L2)
     with pytest.warns(UserWarning, match="given regularization losses") as caught:

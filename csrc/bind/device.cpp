@@ -65,6 +65,7 @@ public:
 
     int device() const { return weights_.items().device(); }
     std::vector<std::string> dtypes() const { return weights_.dtypes(); }
+    py::array_t<int64_t> sizes() const { return sizes_of(weights_.spans()); }
     const HostTable& table() const { return table_; }
 
     // The stream that the weights' library works on now, or None if it does not say.
@@ -395,6 +396,7 @@ void define_device_plan(py::module_& m) {
     py::class_<DevicePlan>(m, "DevicePlan")
         .def_property_readonly("device", &DevicePlan::device)
         .def_property_readonly("dtypes", &DevicePlan::dtypes)
+        .def_property_readonly("sizes", &DevicePlan::sizes)
         .def_property_readonly("table_bytes", [](const DevicePlan& plan) { return plan.table().bytes().size(); })
         .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return workspace_bytes(plan.table()); })
         .def("stream", &DevicePlan::stream)

@@ -49,7 +49,7 @@ py::object sums(const py::object& items, const py::object& names, bool single, c
         std::vector<ExactSums> cut;
         sum(work, cut, out);
     }
-    return py::make_tuple(abs, square, total.abs.value(), total.square.value());
+    return py::make_tuple(abs, square, total.abs.value(), total.square.value(), sizes_of(spans));
 }
 
 py::object partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
@@ -125,6 +125,14 @@ std::string switch_isa(const std::string& name) {
 }
 
 }  // namespace
+
+py::array_t<int64_t> sizes_of(const Spans& spans) {
+    py::array_t<int64_t> sizes(py::ssize_t(spans.size()));
+    std::transform(spans.begin(), spans.end(), sizes.mutable_data(),
+                   [](const Span& span) { return int64_t(span.count); });
+    return sizes;
+}
+
 }  // namespace fused_penalties
 
 namespace py = pybind11;

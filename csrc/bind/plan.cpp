@@ -71,7 +71,7 @@ public:
             const Unlocked unlocked;
             sum(work, space->cut, out);
         }
-        return py::make_tuple(abs, square, total.abs.value(), total.square.value());
+        return py::make_tuple(abs, square, total.abs.value(), total.square.value(), sizes_of(spans()));
     }
 
     double value(const Strengths& strengths, const py::object& threads) {

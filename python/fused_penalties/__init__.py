@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from . import _core, contrib, cuda, regularizers
+from . import _core, contrib, cuda, regularizers, typing
 from ._build import build_info
 from ._sums import PartialSums, Sums, partial_sums, sums
 from .losses import add_n
 from .penalties import l2_loss, penalty
 from .plan import Plan
 from .store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
+from .typing import RegularizerLike
 
 __version__ = _core.__version__
 
@@ -17,6 +18,7 @@ __all__ = [
     "GraphKeys",
     "PartialSums",
     "Plan",
+    "RegularizerLike",
     "Sums",
     "VariableStore",
     "add_n",
@@ -29,4 +31,10 @@ __all__ = [
     "penalty",
     "regularizers",
     "sums",
+    "typing",
 ]
+
+
+def __dir__() -> list[str]:
+    """What users need: not the modules that it is made of."""
+    return [*__all__, "__version__"]

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _core
 from ._convention import FLOAT64, coefficient, widest
@@ -102,14 +103,14 @@ class DevicePlan:
             generation: int = self._core.set_coefficients(stream, l1, l2)
         return generation
 
-    def sums(self, threads: int | None = None) -> tuple[Any, Any, Any, Any]:
+    def sums(self, threads: int | None = None) -> tuple[Any, Any, Any, Any, Any]:
         with self.stream() as stream:
             n = len(self.dtypes)
             abs_square = self._cupy.empty((2, n), np.float64)
             totals = self._cupy.empty(2, np.float64)
             address = abs_square.data.ptr
             self._core.sums(stream, address, address + 8 * n, totals.data.ptr)
-        return abs_square[0], abs_square[1], totals[0], totals[1]
+        return abs_square[0], abs_square[1], totals[0], totals[1], self._core.sizes
 
     def host_sums(self) -> tuple[Any, Any]:
         """Both sums of each buffer as NumPy arrays, which are waited for."""
@@ -267,7 +268,7 @@ def _let_go() -> None:
             return
 
 
-def sums(items: Any, names: Any, single: bool, unique: bool) -> tuple[Any, Any, Any, Any]:
+def sums(items: Any, names: Any, single: bool, unique: bool) -> tuple[Any, Any, Any, Any, Any]:
     """What `_core.sums` does for weights on a GPU."""
     return DevicePlan(_core.make_plan(items, names, single, unique)).sums()
 
@@ -286,8 +287,8 @@ def plan_of(
     return None if isinstance(core, _core.Plan) else DevicePlan(core, dtype)
 
 
-def scalar_beside(value: np.floating[Any], array: Any) -> Any:
-    """A NumPy scalar as a CuPy array of rank 0 on the device of an array."""
+def beside(value: np.generic | NDArray[Any], array: Any) -> Any:
+    """A NumPy scalar or array as a CuPy array on the device of another array."""
     known = hasattr(array, "__dlpack_device__")
     with _core.OnDevice(int(array.__dlpack_device__()[1])) if known else nullcontext():
         return cupy().asarray(value)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _convention, _core, _device
-from ._resolve import RegularizerLike
 from ._weights import adapt, collect, is_on_gpu
+from .typing import RegularizerLike, Scalar
 
 
 class Parts(NamedTuple):
@@ -57,7 +57,7 @@ def penalty(
     parts: Sequence[Parts],
     names: Sequence[str] | None = None,
     single: bool = False,
-) -> tuple[Any, np.dtype[Any]]:
+) -> tuple[Scalar | None, np.dtype[Any]]:
     """The penalty of all buffers, or None, as in `terms`, and its dtype.
 
     A NumPy scalar; a CuPy array of rank 0 for weights on a GPU, for which nothing waits unless
@@ -141,11 +141,10 @@ def one_buffer(x: Any) -> tuple[Any, np.dtype[Any]]:
     return buffer, _convention.result_dtype(dtype)
 
 
-def one_penalty(x: Any, parts: Parts) -> Any:
+def one_penalty(x: Any, parts: Parts) -> Scalar | None:
     """The penalty of the one buffer `x`; None if there is none."""
     buffer, _ = one_buffer(x)
-    value, _ = penalty([buffer], [parts], single=True)
-    return value
+    return penalty([buffer], [parts], single=True)[0]
 
 
 def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
@@ -153,7 +152,7 @@ def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
 
     ValueError, in TensorFlow's words, for an array; TypeError for what is no number at all.
     """
-    results = [result for other in others if (result := other(buffer)) is not None]
+    results: list[Any] = [result for other in others if (result := other(buffer)) is not None]
     for result in results:
         if rank := np.ndim(result):
             raise ValueError(

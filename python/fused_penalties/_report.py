@@ -30,6 +30,8 @@ class Row(NamedTuple):
     square: float | None = None
     l1_penalty: float | None = None
     l2_penalty: float | None = None
+    l1: float | None = None  # the strengths of both
+    l2: float | None = None
 
 
 class Totals(NamedTuple):
@@ -45,8 +47,9 @@ class Totals(NamedTuple):
 
 class Report(NamedTuple):
     scale: str
-    l1: float
-    l2: float
+    rules: str | None  # the file that has the strengths; they are then None here
+    l1: float | None
+    l2: float | None
     tensors: list[Row]
     totals: Totals
     seconds: float
@@ -93,12 +96,14 @@ def as_table(report: Report) -> str:
     Nothing is cut off: piped output is as wide as it needs, and a terminal wraps what is left over.
     """
     several = len({row.file for row in report.tensors}) > 1
-    names = ["file"] * several + ["tensor", "shape", "dtype"]
+    names = ["file"] * several + ["tensor", "shape", "dtype"] + ["penalty"] * bool(report.rules)
     lines = [(names, ["size", "Σ|w|", "Σw²", "L1", "L2"])]
     for row in report.tensors:
         shape = "\N{MULTIPLICATION SIGN}".join(map(str, row.shape)) or "scalar"
         labels = [*[row.file] * several, row.name, shape, row.dtype]
-        lines.append(([*map(printable, labels)], [f"{row.size:,}", *_short(row[6:])]))
+        if report.rules:
+            labels.append(_strengths(row))
+        lines.append(([*map(printable, labels)], [f"{row.size:,}", *_short(row[6:10])]))
     totals = report.totals
     total = ["total"] + [""] * (len(names) - 1)
     lines.append((total, [f"{totals.size:,}", *_short(totals[2:])]))
@@ -128,13 +133,26 @@ def as_table(report: Report) -> str:
     return "\n".join([text[0], rule, *text[1:], "", *_notes(report), ""])
 
 
+def _strengths(row: Row) -> str:
+    """What a rule gave to a tensor."""
+    if row.l1 is None or row.l2 is None:
+        return "-"
+    given = {"l1": row.l1, "l2": row.l2}
+    return ", ".join(f"{name} = {value:g}" for name, value in given.items() if value) or "none"
+
+
 def _short(numbers: Sequence[float | None]) -> list[str]:
     return ["-" if number is None else f"{number:.6g}" for number in numbers]
 
 
 def _notes(report: Report) -> list[str]:
+    strengths = (
+        f"l1 and l2 by {printable(report.rules)}"
+        if report.rules
+        else f"l1 = {report.l1:g}, l2 = {report.l2:g}"
+    )
     notes = [
-        f"{report.scale} scale: {FORMULAS[report.scale]}, l1 = {report.l1:g}, l2 = {report.l2:g}",
+        f"{report.scale} scale: {FORMULAS[report.scale]}, {strengths}",
         f"{report.totals.bytes:,} bytes in {report.seconds:.3g} s: {report.gb_per_s:.3g} GB/s "
         f"({report.isa}, at most {report.threads} thread{'s' * (report.threads != 1)})",
     ]

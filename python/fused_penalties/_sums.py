@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from ._weights import collect
+from ._device import beside
+from ._resolve import some_of
+from ._weights import collect, is_on_gpu
+from .typing import Scalar, Vector, Weights
+
+
+class BufferSums(NamedTuple):
+    """The sums of one buffer: floats, or for weights on a GPU arrays of rank 0 there."""
+
+    abs: Scalar
+    square: Scalar
+    size: int | None
+    """How many elements it has; None if it is not known, as in the sums of `PartialSums`."""
+
+    @property
+    def l1_norm(self) -> Scalar:
+        """Σ|w|."""
+        return self.abs
+
+    @property
+    def l2_norm(self) -> Scalar:
+        """The square root of Σw²."""
+        return _root(self.square)
+
+    @property
+    def rms(self) -> Scalar:
+        """The square root of the mean of w²; 0.0 for an empty buffer."""
+        return _root(self.square / max(_known(self.size), 1))
 
 
 @dataclass(eq=False, slots=True)
@@ -21,20 +49,115 @@ class Sums:
         square: Σw² of each buffer (no factor ½), float64 of shape (n,).
         total_abs, total_square: the same over all buffers. The exact sums are merged and rounded
             once, so a total may differ in its last digit from the sum of the rounded parts.
+        sizes: how many elements each buffer has, int64 of shape (n,), on the host; 0 for one that
+            `unique` left out. None for the sums of `PartialSums`, which do not know.
         names: the buffers' names if the weights were a mapping, else None.
 
-    Those of weights on a GPU are CuPy arrays on the same device and the caller's stream; the totals
-    then are of rank 0.
+    The sums of weights on a GPU are CuPy arrays on the same device and the caller's stream; the
+    totals then are of rank 0. Norms and means are computed when they are asked for, on a GPU on
+    CuPy's current stream.
+
+    ``sums["kernel"]`` has `abs`, `square`, `size`, `l1_norm`, `l2_norm` and `rms` of one buffer.
     """
 
-    abs: Any
-    square: Any
-    total_abs: Any
-    total_square: Any
+    abs: Vector
+    square: Vector
+    total_abs: Scalar
+    total_square: Scalar
+    sizes: NDArray[np.int64] | None = None
     names: tuple[str, ...] | None = None
+    _places: dict[str, int] | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.abs)
+
+    def __getitem__(self, name: str) -> BufferSums:
+        """The sums of the buffer of this name. KeyError if there is none."""
+        if not isinstance(name, str):
+            raise TypeError(
+                f"sums[{name!r}]: got {name!r}; wanted a buffer's name, a string (abs and "
+                "square have the sums in the order of the buffers)"
+            )
+        if self.names is None:
+            raise TypeError(
+                f"sums[{name!r}]: the weights were given without names; wanted a mapping of names "
+                "to arrays (abs and square have the sums in the order of the buffers)"
+            )
+        if self._places is None:
+            self._places = {own: place for place, own in enumerate(self.names)}
+        if name not in self._places:
+            raise KeyError(f"sums[{name!r}]: no buffer has this name, only {some_of(self.names)}")
+        at = self._places[name]
+        abs_, square = self.abs[at], self.square[at]
+        if isinstance(abs_, float):
+            abs_, square = float(abs_), float(square)  # NumPy's are shown as np.float64(...)
+        return BufferSums(abs_, square, None if self.sizes is None else int(self.sizes[at]))
+
+    @property
+    def l1_norm(self) -> Vector:
+        """Σ|w| of each buffer."""
+        return self.abs
+
+    @property
+    def l2_norm(self) -> Vector:
+        """The square root of Σw² of each buffer."""
+        return _roots(self.square)
+
+    @property
+    def rms(self) -> Vector:
+        """The square root of the mean of w² of each buffer; 0.0 for an empty one.
+
+        ValueError for the sums of `PartialSums`, which do not know how many elements there are.
+        """
+        sizes = np.maximum(_known(self.sizes), 1)
+        there = beside(sizes, self.square) if is_on_gpu(self.square) else sizes
+        return _roots(self.square / there)
+
+    @property
+    def total_l1_norm(self) -> Scalar:
+        """Σ|w| over all buffers."""
+        return self.total_abs
+
+    @property
+    def total_l2_norm(self) -> Scalar:
+        """The square root of Σw² over all buffers, `Plan.l2_norm()`."""
+        return _root(self.total_square)
+
+    @property
+    def total_rms(self) -> Scalar:
+        """The square root of the mean of w² over all buffers; errors as in `rms`."""
+        return _root(self.total_square / max(int(_known(self.sizes).sum()), 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as lists, floats and None, for `json.dumps`; waits for a GPU."""
+        return {
+            "abs": self.abs.tolist(),
+            "square": self.square.tolist(),
+            "total_abs": float(self.total_abs),
+            "total_square": float(self.total_square),
+            "sizes": None if self.sizes is None else self.sizes.tolist(),
+            "names": None if self.names is None else list(self.names),
+        }
+
+
+def _root(x: Any) -> Scalar:
+    # np.sqrt of a float would be a NumPy scalar; that of a CuPy array is CuPy's.
+    root: Scalar = math.sqrt(x) if isinstance(x, float) else np.sqrt(x)
+    return root
+
+
+def _roots(x: Any) -> Vector:
+    roots: Vector = np.sqrt(x)
+    return roots
+
+
+def _known(size: Any) -> Any:
+    if size is None:
+        raise ValueError(
+            "rms: the sums come from PartialSums, which do not know how many elements there are; "
+            "divide square by their number, and take the root"
+        )
+    return size
 
 
 class PartialSums:
@@ -93,13 +216,13 @@ class PartialSums:
 
     def sums(self) -> Sums:
         """Every sum rounded once, to nearest even."""
-        return Sums(*_core.sums_of_limbs(self.limbs), self.names)
+        return Sums(*_core.sums_of_limbs(self.limbs), names=self.names)
 
     def __repr__(self) -> str:
         return f"<PartialSums of {len(self)} buffer{'s' * (len(self) != 1)}>"
 
 
-def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> Sums:
+def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) -> Sums:
     """Σ|w| and Σw² of every buffer, each read once.
 
     The bits are the same whatever the processor, its instruction set, the number of threads, the
@@ -139,7 +262,7 @@ def sums(weights: Any, *, threads: int | None = None, unique: bool = False) -> S
     return Sums(*_core.sums(items, names, single, threads, unique), names)
 
 
-def partial_sums(weights: Any, *, threads: int | None = None) -> PartialSums:
+def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums:
     """The exact sums of every buffer, mergeable with those of other shards of the same buffers.
 
     They are on the host, also those of weights on a GPU, which are waited for. Arguments and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -24,8 +25,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 import fused_penalties as fp
 
 from . import _convention, _core
+from ._file import opened
 from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
+from ._resolve import resolve
 from .files import Batch, FileFault, Tensor, batches, open_tensors
+from .regularizers import L1L2
 
 # The most that a thread reads before it sums it: small enough to be still in the cache then.
 BATCH = 8 << 20
@@ -42,6 +46,12 @@ scales:
   contrib  L1 = l1·Σ|w|, L2 = l2·Σw²/2   as tf.contrib.layers and tf.nn.l2_loss
   A strength is rounded to the weights' dtype before it multiplies (float32 for
   16-bit weights), and the penalty is rounded to that dtype.
+
+rules:
+  {"bias|norm": null, ".*": {"l1": 1e-6, "l2": 1e-4}}
+  The first regular expression with a match anywhere in a tensor's name decides;
+  null, and no match at all, mean no penalty; a strength left out is 0. Each has
+  to decide for some tensor. The report shows what each tensor got.
 
 totals:
   Totals add the exact sums, and the penalties before their rounding, and are
@@ -72,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options = _parser().parse_args(argv)
+        parser = _parser()
+        options = parser.parse_args(argv)
+        if options.rules is not None and (options.l1, options.l2) != (None, None):
+            parser.error("argument --rules: not allowed with argument --l1 or --l2")
         report = _report(options, fp.build_info())
         return _write(options.form(report))  # at the end: no fault comes after half a report
     except SystemExit as end:
@@ -122,8 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = report.add_argument
     add("files", nargs="+", metavar="FILE")
-    add("--l1", type=_strength, default=0.01, metavar="X", help="L1 strength (default: 0.01)")
-    add("--l2", type=_strength, default=0.01, metavar="X", help="L2 strength (default: 0.01)")
+    add("--l1", type=_strength, metavar="X", help="L1 strength (default: 0.01)")
+    add("--l2", type=_strength, metavar="X", help="L2 strength (default: 0.01)")
+    add("--rules", metavar="FILE", help="strengths by tensor names, from a JSON file: see below")
     add("--scale", choices=FORMULAS, default="keras", help="L2 without or with ½ (default: keras)")
     for option, which in ("--include", "only"), ("--exclude", "leave out"):
         add(
@@ -221,6 +235,12 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
         notes += [f"{file}: {note}" for note in said]
     if not listed:
         raise FileFault(", ".join(options.files), "no tensor in it, or none that the filters leave")
+    given = [0.01 if strength is None else strength for strength in (options.l1, options.l2)]
+    strengths = (
+        _by_rules(options.rules, [tensor for _, tensor in listed])
+        if options.rules
+        else [tuple(given)] * len(listed)
+    )
     summed = [tensor for _, tensor in listed if tensor.stored]
     nbytes = sum(tensor.nbytes for tensor in summed)
 
@@ -231,42 +251,43 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
     seconds = time.perf_counter() - begun
 
     # contrib's factor 1/2 goes into the coefficient, where halving is exact.
-    l1, l2 = options.l1, options.l2 / 2 if options.scale == "contrib" else options.l2
-    pairs = list(zip(sums.abs.tolist(), sums.square.tolist(), strict=True))
-    next_pair = iter(pairs)
+    half = 0.5 if options.scale == "contrib" else 1.0
+    pairs = zip(sums.abs.tolist(), sums.square.tolist(), strict=True)
     rows = []
-    for file, tensor in listed:
+    l1_terms, l2_terms = [], []
+    for (file, tensor), (l1, l2) in zip(listed, strengths, strict=True):
         row = Row(file, tensor.name, tensor.shape, tensor.dtype, tensor.size, tensor.nbytes)
         if tensor.stored:
-            pair = next(next_pair)
+            pair = next(pairs)
             row = row._replace(
                 abs=pair[0],
                 square=pair[1],
                 l1_penalty=float(_convention.penalty(tensor.dtype, *pair, l1=l1)),
-                l2_penalty=float(_convention.penalty(tensor.dtype, *pair, l2=l2)),
+                l2_penalty=float(_convention.penalty(tensor.dtype, *pair, l2=l2 * half)),
+                l1=l1,
+                l2=l2,
             )
+            l1_terms.append(_convention.term(tensor.dtype, *pair, l1=l1))
+            l2_terms.append(_convention.term(tensor.dtype, *pair, l2=l2 * half))
         rows.append(row)
 
-    def total_penalty(l1: float = 0.0, l2: float = 0.0) -> float:
-        terms = [
-            _convention.term(tensor.dtype, *pair, l1, l2)
-            for tensor, pair in zip(summed, pairs, strict=True)
-        ]
+    def total_penalty(terms: Iterable[float]) -> float:
         dtype = _convention.widest(tensor.dtype for tensor in summed)
         return float(_convention.scalar(_convention.total(terms), dtype))
 
     return Report(
         scale=options.scale,
-        l1=options.l1,
-        l2=options.l2,
+        rules=options.rules,
+        l1=None if options.rules else given[0],
+        l2=None if options.rules else given[1],
         tensors=sorted(rows, key=_SORT_KEYS[options.sort]),
         totals=Totals(
             size=sum(tensor.size for tensor in summed),
             bytes=nbytes,
-            abs=sums.total_abs,
-            square=sums.total_square,
-            l1_penalty=total_penalty(l1=l1),
-            l2_penalty=total_penalty(l2=l2),
+            abs=float(sums.total_abs),
+            square=float(sums.total_square),
+            l1_penalty=total_penalty(l1_terms),
+            l2_penalty=total_penalty(l2_terms),
         ),
         seconds=seconds,
         isa=build["active_isa"],
@@ -279,6 +300,48 @@ def _check_expanded(file: str, tensor: Tensor, most: float) -> None:
     if tensor.stored and tensor.stored.member and tensor.nbytes > most:
         what = f"expands to {tensor.nbytes:,} bytes, past --max-member {most:,}"
         raise FileFault(file, f"member {tensor.name!r}: {what}")
+
+
+def _by_rules(path: str, tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """The (l1, l2) of each tensor. FileFault if the file's rules cannot be read or do not fit."""
+    with opened(path) as (file, _):
+        encoded = file.read()
+    try:
+        rules = json.loads(encoded.decode(), object_pairs_hook=_each_once)
+        if not isinstance(rules, dict):
+            raise ValueError(f"got a {type(rules).__name__}; wanted an object of names' patterns")
+        found = resolve(
+            {pattern: _regularizer(pattern, one) for pattern, one in rules.items()},
+            tensors,
+            [printable(tensor.name) for tensor in tensors],
+        )
+    except RecursionError as error:
+        raise FileFault(path, "nested too deeply") from error
+    except (TypeError, ValueError) as error:
+        raise FileFault(path, error) from error
+    return [(one.l1, one.l2) if isinstance(one, L1L2) else (0.0, 0.0) for one in found]
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    once = dict(pairs)
+    if len(once) < len(pairs):
+        twice = next(key for key in once if [name for name, _ in pairs].count(key) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return once
+
+
+def _regularizer(pattern: str, strengths: object) -> L1L2 | None:
+    if strengths is None:
+        return None
+    if not isinstance(strengths, dict) or not strengths or not strengths.keys() <= {"l1", "l2"}:
+        raise ValueError(
+            f"regularizer[{pattern!r}]: got {json.dumps(strengths)}; wanted null or strengths, "
+            '{"l1": 0.01, "l2": 0.01}'
+        )
+    try:
+        return L1L2(**{key: _strength(str(value)) for key, value in strengths.items()})
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"regularizer[{pattern!r}]: {error}") from None
 
 
 def _sums(tensors: Sequence[Tensor], threads: int, advance: Callable[[int], None]) -> fp.Sums:

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from ._evaluate import Parts, one_penalty
-from ._resolve import RegularizerLike, Regularizers, check, resolve
+from ._resolve import check, resolve
 from ._weights import collect
 from .losses import Loss
 from .penalties import penalty_of
 from .regularizers import Regularizer, parts_of
+from .typing import Array, Numbers, RegularizerLike, Regularizers, Scalar, Weights
 
 __all__ = [
     "apply_regularization",
@@ -33,6 +34,11 @@ __all__ = [
     "l2_regularizer",
     "sum_regularizer",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _log = logging.getLogger("fused_penalties")
 _NO_PARTS = Parts(None, ())
@@ -85,7 +91,7 @@ class Sum(Regularizer):
     def __repr__(self) -> str:
         return f"<{self.name}: sum of {list(self.members)}>" if self.members else f"<{self.name}>"
 
-    def __call__(self, x: Any) -> np.floating[Any] | None:
+    def __call__(self, x: Array | Numbers) -> Scalar | None:
         """The penalty of one buffer `x`, as a NumPy scalar, or None."""
         parts = parts_of(self)
         return None if parts == _NO_PARTS else one_penalty(x, parts)
@@ -146,7 +152,7 @@ def sum_regularizer(
     return Sum(members, scope or "sum_regularizer") if members else None
 
 
-def apply_regularization(regularizer: Regularizers, weights_list: Any = None) -> Any:
+def apply_regularization(regularizer: Regularizers, weights_list: Weights | None = None) -> Scalar:
     """The sum of `regularizer` over all weights, each read once: `penalty`, in contrib's words.
 
     `weights_list` is an array, a sequence or a mapping of arrays; `VariableStore` has a method of
@@ -162,7 +168,7 @@ def apply_regularization(regularizer: Regularizers, weights_list: Any = None) ->
     items, names = weights_to_regularize(weights_list)
     if not items:
         raise ValueError("No weights to regularize.")
-    return penalty_of(items, names, resolve(regularizer, len(items), names))
+    return penalty_of(items, names, resolve(regularizer, items, names))
 
 
 def weights_to_regularize(weights_list: Any) -> tuple[list[Any], tuple[str, ...] | None]:

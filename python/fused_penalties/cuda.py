@@ -8,7 +8,13 @@ from typing import Any
 
 from . import _core
 
+__all__ = ["Availability", "is_available"]
+
 _CUDA = 2  # DLPack's number
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from . import _convention
 from ._evaluate import terms, with_dtype
-from ._resolve import RegularizerLike
 from .regularizers import parts_of
+from .typing import RegularizerLike
 
 
 class Loss(NDArrayOperatorsMixin):

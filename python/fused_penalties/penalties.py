@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import _convention
-from ._device import scalar_beside
+from ._device import beside
 from ._evaluate import penalty as evaluate
-from ._resolve import RegularizerLike, Regularizers, resolve
+from ._resolve import resolve
 from ._weights import collect, is_on_gpu
 from .regularizers import L2, parts_of
+from .typing import Array, Numbers, RegularizerLike, Regularizers, Scalar, Weights
 
 
-def penalty(weights: Any, regularizer: Regularizers) -> Any:
+def penalty(weights: Weights, regularizer: Regularizers) -> Scalar:
     """The sum of the penalties of all buffers; each is read once, whatever applies to it.
 
     A plain number, which no autograd sees: of a torch loss that it is added to, `backward` gives
@@ -25,9 +26,11 @@ def penalty(weights: Any, regularizer: Regularizers) -> Any:
         regularizer: a regularizer for all of them; a sequence with one for each, None for no
             penalty; or, for named weights, a mapping of regular expressions, of which the first
             that is found in the name decides (`re.search`; a name in which none is found has no
-            penalty): ``{r"bias|norm": None, r".*": regularizers.L2(1e-4)}``. A regularizer is an
-            object of `regularizers` or `contrib`, whose convention (the factor 1/2 of L2) counts,
-            or any function from an array to a scalar, which reads the array for itself.
+            penalty): ``{r"bias|norm": None, r".*": regularizers.L2(1e-4)}``. A sequence of pairs
+            may have functions of name and array among the rules:
+            ``[(lambda name, w: w.ndim < 2, None), (r".*", regularizers.L2(1e-4))]``. A regularizer
+            is an object of `regularizers` or `contrib`, whose convention (the factor 1/2 of L2)
+            counts, or any function from an array to a scalar, which reads the array for itself.
 
     Returns:
         A NumPy scalar, or for weights on a GPU a CuPy array of rank 0, for which nothing waits
@@ -37,12 +40,13 @@ def penalty(weights: Any, regularizer: Regularizers) -> Any:
 
     Raises:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
-        ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
-            weights without names, a function that does not return a scalar.
+        ValueError: a sequence of the wrong length, a rule that holds for no buffer or only where
+            earlier ones do, rules for weights without names, a function that does not return a
+            scalar.
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return penalty_of(items, names, resolve(regularizer, len(items), names), single)
+    return penalty_of(items, names, resolve(regularizer, items, names), single)
 
 
 def penalty_of(
@@ -50,7 +54,7 @@ def penalty_of(
     names: Sequence[str] | None,
     regularizers: Sequence[RegularizerLike | None],
     single: bool = False,
-) -> Any:
+) -> Scalar:
     """`penalty` of buffers whose regularizers are known."""
     distinct = {id(one): one for one in regularizers}
     parts = {key: parts_of(one) for key, one in distinct.items()}
@@ -58,10 +62,10 @@ def penalty_of(
     if value is not None:
         return value
     nothing = _convention.scalar(0.0, dtype)
-    return next((scalar_beside(nothing, x) for x in items if is_on_gpu(x)), nothing)
+    return next((beside(nothing, x) for x in items if is_on_gpu(x)), nothing)
 
 
-def l2_loss(w: Any) -> Any:
+def l2_loss(w: Array | Numbers) -> Scalar:
     """sum(w**2) / 2 of one array: **with** the factor 1/2, as `tf.nn.l2_loss`.
 
     A NumPy scalar, or a CuPy array of rank 0 for an array on a GPU; float32 for 16-bit weights too,

@@ -6,9 +6,8 @@ import copy
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +15,16 @@ from numpy.typing import NDArray
 from . import _convention, _core
 from ._device import DevicePlan
 from ._evaluate import Parts, called, with_dtype
-from ._resolve import RegularizerLike, Regularizers, resolve
+from ._resolve import name_of, resolve
 from ._sums import Sums
 from ._weights import collect
 from .regularizers import Regularizer, parts_of
+from .typing import Array, RegularizerLike, Regularizers, Scalar, Vector, Weights
+
+if TYPE_CHECKING:
+    from .store import VariableStore
+
+Grads: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
 
 class _Strengths(NamedTuple):
@@ -84,8 +89,9 @@ class Plan:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
             them. A buffer without a penalty may be no array of floats at all (a step counter in a
             state dict); it then counts nowhere. Lists of numbers are copied, and stay constant.
-        regularizer: as `penalty` takes it: one for all, a sequence with one for each, or a mapping
-            of regular expressions over the names.
+        regularizer: as `penalty` takes it: one for all, a sequence with one for each, or rules
+            over the names and the arrays; `describe` shows what they came to. A `VariableStore` in
+            place of the weights brings its own.
         threads: at most this many, for every call; None as in `sums`.
 
     Attributes:
@@ -93,8 +99,9 @@ class Plan:
 
     Raises:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
-        ValueError: a sequence of the wrong length, a pattern found in no name, patterns for
-            weights without names, buffers on several devices, `threads` below 1.
+        ValueError: a sequence of the wrong length, a rule that holds for no buffer or only where
+            earlier ones do, rules for weights without names, buffers on several devices, `threads`
+            below 1.
         RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
             says why); an error of CUDA; a plan made, strengths set or grads used for the first
             time while the stream is captured; a call that has to wait for a stream, the current one
@@ -107,12 +114,32 @@ class Plan:
         "names",
     )  # fmt: skip
 
+    @overload
     def __init__(
-        self, weights: Any, regularizer: Regularizers, *, threads: int | None = None
-    ) -> None:
+        self,
+        weights: Weights | VariableStore,
+        regularizer: Regularizers,
+        *,
+        threads: int | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(self, weights: VariableStore, *, threads: int | None = None) -> None: ...
+
+    def __init__(self, weights: Any, regularizer: Any = ..., *, threads: int | None = None) -> None:
+        from .store import VariableStore  # not above, because a store makes plans
+
+        if isinstance(weights, VariableStore):
+            if regularizer is ...:
+                regularizer = list(weights.regularizers.values())
+            weights = weights.variables
+        elif regularizer is ...:
+            raise TypeError(
+                "regularizer: got nothing; wanted a regularizer, or None for no penalty (only a "
+                "VariableStore brings its own)"
+            )
         items, names = collect(weights)
         single = len(items) == 1 and items[0] is weights
-        regularizers = resolve(regularizer, len(items), names)
+        regularizers = resolve(regularizer, items, names)
         self._threads = _core.checked_threads(threads) or None  # a plain number from now on
         self._no_weights = {
             at
@@ -165,6 +192,27 @@ class Plan:
             "new plan, over the weights where they are loaded"
         )
 
+    def describe(self) -> str:
+        """A line for each buffer: its name or place, shape and dtype, and its regularizer.
+
+        To be printed, and looked through for what a rule has missed: `bias|norm` is not found in
+        the `bn1.weight` and `downsample.1.weight` of a ResNet.
+        """
+        regularizers = self._strengths.regularizers
+        lines = []
+        for at, (item, dtype) in enumerate(zip(self._items, self._dtypes, strict=True)):
+            name = str(at if self.names is None else self.names[at])
+            lines.append(
+                (
+                    name if name.isprintable() else repr(name)[1:-1],  # it may move the cursor
+                    "\N{MULTIPLICATION SIGN}".join(map(str, getattr(item, "shape", ()))),
+                    type(item).__name__ if at in self._no_weights else dtype,
+                    name_of(regularizers[at]),
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)][:-1]
+        return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines)
+
     def set_regularizer(
         self, regularizer: Regularizers | Callable[[Any], Regularizers], step: Any = None
     ) -> None:
@@ -186,78 +234,88 @@ class Plan:
                     f"regularizer: got a {type(regularizer).__name__} beside a step; wanted a "
                     "schedule, a callable of the step that returns a regularizer"
                 )
-            regularizer = regularizer(step)
-        self._strengths = self._strengths_of(resolve(regularizer, len(self), self.names))
+            schedule: Callable[[Any], Any] = regularizer
+            regularizer = schedule(step)
+        self._strengths = self._strengths_of(resolve(regularizer, self._items, self.names))
 
     def sums(self) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
-        found: tuple[Any, Any, Any, Any] = self._core.sums(self._threads)
+        found: tuple[Any, Any, Any, Any, Any] = self._core.sums(self._threads)
         return Sums(*found, self.names)
 
-    def l1_norm(self) -> Any:
+    def l1_norm(self) -> Scalar:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
-        return self._core.sums(self._threads)[2]
+        norm: Scalar = self._core.sums(self._threads)[2]
+        return norm
 
-    def l2_norm(self) -> Any:
+    def l2_norm(self) -> Scalar:
         """The square root of Σw² over all buffers, with a penalty or without: a float.
 
         The squares are added in float64: those of float16 weights don't overflow, those of float64
         weights beyond 1e154 do.
         """
-        return self._core.norm() if self._on_gpu else math.sqrt(self._core.sums(self._threads)[3])
+        norm: Scalar = (
+            self._core.norm() if self._on_gpu else math.sqrt(self._core.sums(self._threads)[3])
+        )
+        return norm
 
-    def value(self) -> Any:
+    def value(self) -> Scalar:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
         strengths = self._strengths
         if strengths.functions:
             terms = self._terms(strengths).tolist()
             for _, buffer, functions in strengths.functions:
                 terms += called(functions, buffer)
-            value = _convention.scalar(_convention.total(terms), self._dtype)
-            return self._core.asarray(value) if self._on_gpu else value
-        value = self._core.value(strengths.core, self._threads)
-        return value if self._on_gpu else _convention.scalar(value, self._dtype)
+            total = _convention.scalar(_convention.total(terms), self._dtype)
+            value: Scalar = self._core.asarray(total) if self._on_gpu else total
+            return value
+        return self._result(self._core.value(strengths.core, self._threads))
 
-    def values(self) -> Any:
+    def values(self) -> Vector:
         """Each buffer's penalty, in the order given: shape (n,), of the dtype of `value`.
 
         Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
         is float64. Their sum may differ in its last digit from `value`, which is rounded once.
         """
+        values: Vector
         strengths = self._strengths
         if self._on_gpu and not strengths.functions:
-            return self._core.values(strengths.core)
+            values = self._core.values(strengths.core)
+            return values
         terms = self._terms(strengths)
         terms[np.isnan(terms)] = math.nan  # processors give it different signs
         for at, buffer, functions in strengths.functions:
             terms[at] = _convention.total([float(terms[at]), *called(functions, buffer)])
         with np.errstate(all="ignore"):
             narrow = terms.astype(np.float32)
-        if self._dtype == narrow.dtype:
-            values = narrow
-        else:
-            values = np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
-        return self._core.asarray(values) if self._on_gpu else values
+        rounded: NDArray[np.floating[Any]] = narrow
+        if self._dtype != narrow.dtype:
+            rounded = np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
+        values = self._core.asarray(rounded) if self._on_gpu else rounded
+        return values
 
-    def named(self) -> dict[str, Any]:
+    def named(self) -> dict[str, Scalar]:
         """Each buffer's penalty by its name, to be logged apart from the loss.
 
-        NumPy scalars, float64 for float64 buffers and float32 for others, as `penalty` gives for
-        the buffer alone. ValueError for weights that were given without names.
+        Floats, which `json.dumps` takes: the numbers that `penalty` gives for each buffer alone.
+        On a GPU they are CuPy arrays, float64 for float64 buffers and float32 for others.
+        ValueError for weights that were given without names.
         """
         if self.names is None:
             raise ValueError(
                 "named: the weights were given without names; wanted a mapping of names to arrays "
                 "(values() has the penalties in their order)"
             )
+        if not self._on_gpu:
+            return dict(zip(self.names, self.values().tolist(), strict=True))
         dtypes = map(_convention.result_dtype, self._dtypes)
-        with self._core.stream() if self._on_gpu else nullcontext():
+        with self._core.stream():
             return {
                 name: penalty.astype(dtype, copy=False)
                 for name, penalty, dtype in zip(self.names, self.values(), dtypes, strict=True)
             }
 
-    def add_grad(self, grads: Any, upstream: Any = 1.0) -> None:
+    def add_grad(self, grads: Grads, upstream: SupportsFloat = 1.0) -> None:
         """grads[i] += upstream * (l1 * sign(w) + 2 * l2 * w), in place, reading each weight once.
 
         The 2 comes from the square; with `contrib.l2_regularizer(s)`, whose l2 is s / 2, it is
@@ -287,19 +345,28 @@ class Plan:
         """
         factor = _number(upstream, "upstream")
         strengths = self._linear("gradient")
-        self._core.add_grad(strengths.core, self._listed(grads, strengths), factor, self._threads)
+        listed = self._listed(grads, strengths)
+        try:
+            self._core.add_grad(strengths.core, listed, factor, self._threads)
+        except TypeError:
+            self._refuse_frozen(listed, strengths)
+            raise
 
-    def value_and_grad(self, grads: Any, upstream: Any = 1.0) -> Any:
+    def value_and_grad(self, grads: Grads, upstream: SupportsFloat = 1.0) -> Scalar:
         """`value`, and `add_grad` in the same read of the weights; the value is that without
         `upstream`. Arguments and errors as in `add_grad`.
         """
         factor = _number(upstream, "upstream")
         strengths = self._linear("gradient")
         listed = self._listed(grads, strengths)
-        value = self._core.value_and_grad(strengths.core, listed, factor, self._threads)
-        return value if self._on_gpu else _convention.scalar(value, self._dtype)
+        try:
+            value = self._core.value_and_grad(strengths.core, listed, factor, self._threads)
+        except TypeError:
+            self._refuse_frozen(listed, strengths)
+            raise
+        return self._result(value)
 
-    def prox(self, step: Any) -> None:
+    def prox(self, step: SupportsFloat) -> None:
         """The proximal step of the penalty, in place: the exact zeros that a gradient never gives.
 
         w = sign(w) * max(|w| - step * l1, 0) / (1 + 2 * step * l2), which minimises
@@ -320,7 +387,7 @@ class Plan:
         size = _at_least_0(step, "step")
         self._core.prox(self._linear("proximal step").core, size, self._threads)
 
-    def decay(self, rate: Any) -> None:
+    def decay(self, rate: SupportsFloat) -> None:
         """Decoupled weight decay, in place: w = w * (1 - 2 * rate * l2).
 
         With plain gradient descent of step size `rate` this is what the gradient of the L2 penalty
@@ -352,7 +419,7 @@ class Plan:
             )
         self._core.decay(strengths.core, factor, self._threads)
 
-    def clip_grad_norm(self, grads: Any, max_norm: Any) -> Any:
+    def clip_grad_norm(self, grads: Grads, max_norm: SupportsFloat) -> Scalar:
         """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
 
         As torch's `clip_grad_norm_`: with c = min(1, max_norm / (norm + 1e-6)) rounded to float32,
@@ -369,7 +436,8 @@ class Plan:
         """
         most = _at_least_0(max_norm, "max_norm", math.inf)
         listed = self._listed(grads, self._strengths)
-        return self._core.clip_grad_norm(listed, most, self._threads)
+        norm: Scalar = self._core.clip_grad_norm(listed, most, self._threads)
+        return norm
 
     def _over(self, items: list[Any], regularizers: list[RegularizerLike | None]) -> Plan:
         weights = items if self.names is None else dict(zip(self.names, items, strict=True))
@@ -401,6 +469,11 @@ class Plan:
                 functions.append((at, buffer, parts.others))
         return _Strengths(self._core.strengths(l1, l2), l1, l2, functions, regularizers)
 
+    def _result(self, value: Any) -> Scalar:
+        # On a GPU it is an array that has the dtype already.
+        result: Scalar = value if self._on_gpu else _convention.scalar(value, self._dtype)
+        return result
+
     def _terms(self, strengths: _Strengths) -> NDArray[np.float64]:
         """Each buffer's linear penalty before it is rounded, on the host."""
         if not self._on_gpu:
@@ -410,8 +483,8 @@ class Plan:
         each = zip(self._dtypes, *sums, strengths.l1, strengths.l2, strict=True)
         return np.array([_convention.term(*one) for one in each])
 
-    def _label(self, at: int) -> str:
-        return f"weights[{at if self.names is None else self.names[at]!r}]"
+    def _label(self, at: int, argument: str = "weights") -> str:
+        return f"{argument}[{at if self.names is None else self.names[at]!r}]"
 
     def _linear(self, what: str) -> _Strengths:
         """The strengths, if there are no functions among them."""
@@ -422,6 +495,16 @@ class Plan:
                 "has; wanted regularizers that are sums of L1 and L2 penalties"
             )
         return strengths
+
+    def _refuse_frozen(self, grads: list[Any], strengths: _Strengths) -> None:
+        """TypeError if a weight with a penalty has no grad because it is not trained."""
+        each = zip(self._items, grads, strengths.l1, strengths.l2, strict=True)
+        for at, (item, grad, l1, l2) in enumerate(each):
+            if grad is None and (l1 or l2) and (why := _frozen(item)):
+                raise TypeError(
+                    f"{self._label(at, 'grads')}: got None, for {self._label(at)} is frozen "
+                    f"({why}); wanted an array, or None as the regularizer of this weight"
+                ) from None
 
     def _listed(self, grads: Any, strengths: _Strengths) -> list[Any]:
         """One grad, or None, for each buffer; what they are is for the core to check."""
@@ -457,8 +540,10 @@ class Plan:
             return list(grads.values())
         by_name = {str(name): grad for name, grad in grads.items()}
         missing = [
-            name
-            for name, l1, l2 in zip(self.names, strengths.l1, strengths.l2, strict=True)
+            f"{name} (frozen: {why})" if (why := _frozen(item)) else name
+            for name, item, l1, l2 in zip(
+                self.names, self._items, strengths.l1, strengths.l2, strict=True
+            )
             if (l1 or l2) and name not in by_name
         ]
         if missing:
@@ -478,6 +563,14 @@ def _with_memory(item: Any, name: object) -> Any:
             f"weights[{name!r}]: got a tensor whose sign is flipped lazily; wanted resolve_neg()"
         )
     return item.detach()
+
+
+def _frozen(item: Any) -> str:
+    """How one sees that a weight is not trained; "" if one does not."""
+    for attribute in "requires_grad", "trainable":  # torch's, then Keras' and TensorFlow's
+        if getattr(item, attribute, None) is False:
+            return f"its {attribute} is False"
+    return ""
 
 
 def _is_weight(item: Any) -> bool:

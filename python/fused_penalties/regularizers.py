@@ -12,7 +12,6 @@ is no pair, not NaN.
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
 from collections.abc import Mapping
@@ -22,8 +21,8 @@ import numpy as np
 
 from . import _convention
 from ._evaluate import Parts, one_buffer, one_penalty
-from ._resolve import RegularizerLike
 from ._weights import on_host
+from .typing import Array, Numbers, RegularizerLike, Scalar
 
 __all__ = [
     "L1",
@@ -41,6 +40,10 @@ __all__ = [
 ]
 
 Self = TypeVar("Self", bound="Regularizer")
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Regularizer:
@@ -63,8 +66,8 @@ class Regularizer:
         """The coefficients, and the functions to be called besides."""
         return Parts(None, (self,)) if self.coefficients is None else Parts(self.coefficients, ())
 
-    def __call__(self, x: Any) -> Any:
-        """The penalty of one buffer `x`, as a NumPy scalar."""
+    def __call__(self, x: Array | Numbers) -> Scalar | None:
+        """The penalty of one buffer `x`, as a NumPy scalar, or None for no penalty."""
         return 0.0 if self.coefficients is None else one_penalty(x, parts_of(self))
 
     def __repr__(self) -> str:
@@ -106,7 +109,17 @@ def parts_of(regularizer: RegularizerLike | None) -> Parts:
     return Parts((l1, l2), others)
 
 
-class L1(Regularizer):
+class _Linear(Regularizer):
+    """One that has coefficients, and so a penalty of any buffer: never None."""
+
+    def __call__(self, x: Array | Numbers) -> Scalar:
+        """The penalty of one buffer `x`, as a NumPy scalar."""
+        value = one_penalty(x, parts_of(self))
+        assert value is not None
+        return value
+
+
+class L1(_Linear):
     """l1 * sum(|w|).
 
     Raises ValueError unless `l1` is a finite number of at least 0; None means 0.01.
@@ -123,7 +136,7 @@ class L1(Regularizer):
         return {"l1": self.l1}
 
 
-class L2(Regularizer):
+class L2(_Linear):
     """l2 * sum(w**2), **without** the factor 1/2 of `contrib.l2_regularizer` and `l2_loss`.
 
     Raises ValueError unless `l2` is a finite number of at least 0; None means 0.01.
@@ -140,7 +153,7 @@ class L2(Regularizer):
         return {"l2": self.l2}
 
 
-class L1L2(Regularizer):
+class L1L2(_Linear):
     """l1 * sum(|w|) + l2 * sum(w**2), **without** a factor 1/2.
 
     Both default to 0.0, as in Keras 3 (they were 0.01 in `tf.keras.regularizers.l1_l2`). Raises
@@ -183,7 +196,7 @@ class OrthogonalRegularizer(Regularizer):
             )
         self.mode = mode
 
-    def __call__(self, x: Any) -> np.floating[Any]:
+    def __call__(self, x: Array | Numbers) -> np.floating[Any]:
         """The penalty of the matrix `x`, as a NumPy scalar."""
         matrix, dtype = _matrix(x)
         if self.mode == "columns":
@@ -219,7 +232,9 @@ _CLASSES: dict[str, type[Regularizer]] = {
 }
 
 
-def get(identifier: Any) -> Any:
+def get(
+    identifier: str | Mapping[str, Any] | type[Regularizer] | RegularizerLike | None,
+) -> RegularizerLike | None:
     """The regularizer that `identifier` stands for.
 
     None gives None; a name such as "l2", or a class, an instance with its defaults; a dict, what
@@ -229,8 +244,9 @@ def get(identifier: Any) -> Any:
         return None
     if isinstance(identifier, str | Mapping):
         return deserialize(identifier)
-    if inspect.isclass(identifier):
-        return identifier()
+    if isinstance(identifier, type):
+        made: Regularizer = identifier()
+        return made
     if callable(identifier):
         return identifier
     raise ValueError(f"Could not interpret regularizer identifier: {identifier}")

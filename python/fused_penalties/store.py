@@ -15,10 +15,12 @@ import numpy as np
 
 from . import contrib
 from ._evaluate import called, with_dtype
-from ._resolve import RegularizerLike, Regularizers, check, resolve
+from ._resolve import check, resolve
 from .losses import Loss, add_n
 from .penalties import penalty_of
+from .plan import Plan
 from .regularizers import parts_of
+from .typing import RegularizerLike, Regularizers, Scalar, Weights
 
 AUTO_REUSE: Final = "auto_reuse"
 """`reuse=AUTO_REUSE`: get the variable if there is one, else make it."""
@@ -66,6 +68,44 @@ class VariableStore:
     def variables(self) -> Mapping[str, Any]:
         """All variables by name, in the order they were made; a view that cannot be written to."""
         return MappingProxyType(self._variables)
+
+    @property
+    def regularizers(self) -> Mapping[str, RegularizerLike | None]:
+        """The regularizer of each variable by name, None for no penalty: what `plan` is made of.
+
+        They are those of the losses in REGULARIZATION_LOSSES, summed for a variable that has
+        several. Numbers in that collection, such as activity losses, are of no variable and are
+        left out. ValueError for a loss of an array that is no variable of this store.
+        """
+        names: dict[int, str] = {}
+        for name, variable in self._variables.items():
+            names.setdefault(id(variable), name)
+        found: dict[str, list[RegularizerLike]] = {name: [] for name in self._variables}
+        for loss in self.get_regularization_losses():
+            if not isinstance(loss, Loss):
+                continue
+            for array, regularizer in zip(loss.weights, loss.regularizers, strict=True):
+                if regularizer is None:
+                    continue
+                if id(array) not in names:
+                    raise ValueError(
+                        f"regularizers: {loss.name!r} is the loss of an array that is no variable "
+                        "of this store; wanted losses of variables only"
+                    )
+                found[names[id(array)]].append(regularizer)
+        return {
+            name: several[0] if len(several) == 1 else contrib.sum_regularizer(several)
+            for name, several in found.items()
+        }
+
+    def plan(self, *, threads: int | None = None) -> Plan:
+        """A `Plan` of the variables with their `regularizers`, for a training loop.
+
+        Its value is that of `get_regularization_loss` without the numbers, if there are any in the
+        collection (in the last digit too, unless a variable has several losses, whose strengths
+        are added first). Variables that are made later are not in it.
+        """
+        return Plan(self, threads=threads)
 
     @contextmanager
     def variable_scope(
@@ -210,7 +250,9 @@ class VariableStore:
         losses = self.get_regularization_losses(scope)
         return add_n(losses) if losses else np.float32(0.0)
 
-    def apply_regularization(self, regularizer: Regularizers, weights_list: Any = None) -> Any:
+    def apply_regularization(
+        self, regularizer: Regularizers, weights_list: Weights | None = None
+    ) -> Scalar:
         """The sum of `regularizer` over the weights, each read once, which is also added as a loss.
 
         As `contrib.apply_regularization`, but without weights, None or an empty list, it takes the
@@ -222,7 +264,7 @@ class VariableStore:
             items, names = contrib.weights_to_regularize(self.get_collection(GraphKeys.WEIGHTS))
         if not items:
             raise ValueError("No weights to regularize.")
-        regularizers = resolve(regularizer, len(items), names)
+        regularizers = resolve(regularizer, items, names)
         value = penalty_of(items, names, regularizers)
         name = self._unused(_joined(self._scopes[-1].name, "get_regularization_penalty"))
         self._add(GraphKeys.REGULARIZATION_LOSSES, name, Loss(name, items, regularizers))

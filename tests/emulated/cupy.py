@@ -245,10 +245,18 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        assert (ufunc, method, self.ndim, self.dtype) == (np.sqrt, "__call__", 0, np.float64)
-        root, stream = empty((), np.float64), get_current_stream()
-        _lib.emulated_sqrt(stream._device, stream.ptr, root.data.ptr, self.data.ptr)
+        assert (ufunc, method, self.dtype) == (np.sqrt, "__call__", np.float64)
+        assert self._array.flags.c_contiguous
+        root, stream = empty(self.shape, np.float64), get_current_stream()
+        for at in range(0, self.nbytes, 8):
+            addresses = root.data.ptr + at, self.data.ptr + at
+            _lib.emulated_sqrt(stream._device, stream.ptr, *addresses)
         return root
+
+    def __truediv__(self, other: ndarray | int) -> ndarray:
+        if isinstance(other, np.ndarray):
+            raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+        return asarray(self.get() / (other.get() if isinstance(other, ndarray) else other))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
