@@ -30,10 +30,15 @@ struct Kernels {
     struct OfDType {
         // The sums of each block of `count` > 0 contiguous elements; the last block may be short.
         void (*block_sums)(const void* data, uint64_t count, BlockSums* out);
-        // The formulas of changes.hpp over `count` contiguous elements.
-        void (*add_gradient)(const void* weights, void* grads, uint64_t count, Factors factors);
-        // The same to float32 gradients, though the weights are narrower.
-        void (*add_float32_gradient)(const void* weights, void* grads, uint64_t count, Factors factors);
+        // What is done to gradients of one dtype.
+        struct ToGrads {
+            // The formula of changes.hpp over `count` contiguous elements.
+            void (*add)(const void* weights, void* grads, uint64_t count, Factors factors);
+            // The same for one block of `count` > 0 elements, in the read in which its sums are taken.
+            BlockSums (*sum_and_add)(const void* weights, void* grads, int count, Factors factors);
+        };
+        ToGrads own, to_float32;  // of the weights' dtype; of float32, though the weights are narrower
+        // The other formulas.
         void (*proximal)(void* weights, uint64_t count, Factors factors);
         void (*scale)(void* weights, uint64_t count, Factors factors);
     };

@@ -240,11 +240,16 @@ struct Block {
         if (kTwo) store_group(strip, column + Type::kGroup, b0, b1, b2, b3, t0, t1, t2, t3);
     }
 
-    // Reads no element that is not there: a row that ends early is read from a copy padded with zeros.
-    BlockSums sums(const Element* p, int n, Words& largest) {
+    // Reads no element that is not there: a row that ends early is read from a copy padded with zeros. Calls
+    // after(first, count) for the elements of each strip when they are summed.
+    template <class After>
+    BlockSums sums(const Element* p, int n, Words& largest, const After& after) {
+        const Element* const first = p;
         int strip = 0;
-        for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements)
+        for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements) {
             for (int column = 0; column < kColumns; column += kPass) pass(strip, column, p, kRows, nullptr, largest);
+            after(p - first, kStripElements);
+        }
         if (n > 0) {
             const int rows = n / kColumns, rest = n % kColumns;
             Element padded[kColumns];
@@ -254,6 +259,7 @@ struct Block {
             }
             for (int column = 0; column < kColumns; column += kPass)
                 pass(strip, column, p, rows, rest ? padded : nullptr, largest);
+            after(p - first, n);
             ++strip;
         }
         return {a.folded(strip), s.folded(strip)};
@@ -268,23 +274,24 @@ inline unsigned largest_word(Words words) {
     return unsigned(largest);
 }
 
-template <class Type>
-inline BlockSums sums_of(const typename Type::Element* p, int n, Words& largest) {
+// The sums of one block; `after` as above.
+template <class Type, class After>
+inline BlockSums sums_of(const typename Type::Element* p, int n, const After& after) {
+    Words largest = zero(Words{});
     Block<Type> block;  // not zeroed: what is not written is not read
-    return block.sums(p, n, largest);
+    const BlockSums sums = block.sums(p, n, largest, after);
+    if constexpr (std::is_same<Type, BFloat16>::value)
+        if (canon::needs_wide_lanes(largest_word(largest))) return sums_of<WideBFloat16>(p, n, [](int64_t, int) {});
+    return sums;
 }
 
 template <class Type>
 void block_sums(const void* data, uint64_t count, BlockSums* out) {
-    using Element = typename Type::Element;
     constexpr int kElements = canon::block_elements<Type>;
-    const Element* p = static_cast<const Element*>(data);
+    const auto* p = static_cast<const typename Type::Element*>(data);
     for (; count > 0; ++out) {
         const int n = count < uint64_t(kElements) ? int(count) : kElements;
-        Words largest = zero(Words{});
-        *out = sums_of<Type>(p, n, largest);
-        if (Type::kOrders == 2 && canon::needs_wide_lanes(largest_word(largest)))
-            *out = sums_of<WideBFloat16>(reinterpret_cast<const uint16_t*>(p), n, largest);
+        *out = sums_of<Type>(p, n, [](int64_t, int) {});
         p += n;
         count -= uint64_t(n);
     }

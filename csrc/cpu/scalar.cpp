@@ -41,6 +41,13 @@ void add_gradient(const void* weights, void* grads, uint64_t count, Factors fact
     for (; count > 0; --count, ++w, ++g) write_to<G>(g, canon::gradient(value_at<W>(w), value_at<G>(g), x, y));
 }
 
+template <class W, class G>
+BlockSums sums_and_gradient(const void* weights, void* grads, int n, Factors factors) {
+    const BlockSums sums = canon::block_sums<W>(static_cast<const typename W::Element*>(weights), n);
+    add_gradient<W, G>(weights, grads, uint64_t(n), factors);
+    return sums;
+}
+
 template <class Type>
 void proximal(void* weights, uint64_t count, Factors factors) {
     using Real = canon::Compute<Type>;

@@ -129,6 +129,20 @@ public:
     // True if every element would stay as it is.
     bool idle() const { return canon::is_idle(change_.kind, weights_.dtype, factors_); }
 
+    // Adds the gradient of each block of [first, end) and calls visit(its sums), in one read. False, and nothing done,
+    // if that cannot be: it is another change, or one of the two is not contiguous.
+    template <class Visit>
+    bool sum_and_add(uint64_t first, uint64_t end, const Visit& visit) const {
+        if (change_.kind != ChangeKind::gradient || !in_place(weights_) || !in_place(target_)) return false;
+        const uint64_t each = uint64_t(block_elements(weights_.dtype)), stop = std::min(end * each, weights_.count);
+        const uint64_t size = uint64_t(itemsize(weights_.dtype)), target_size = uint64_t(itemsize(target_.dtype));
+        for (uint64_t at = first * each; at < stop; at += each)
+            visit(to_grads().sum_and_add(weights_.data + at * size,
+                                         const_cast<unsigned char*>(target_.data) + at * target_size,
+                                         int(std::min(each, stop - at)), factors_));
+        return true;
+    }
+
     // Calls look(data, n) for each block of [first, end) before it changes.
     template <class Look>
     void each_block(uint64_t first, uint64_t end, const Look& look) const {
@@ -157,12 +171,15 @@ public:
     }
 
 private:
+    const Kernels::OfDType::ToGrads& to_grads() const {
+        const Kernels::OfDType& kernels = kernels_[weights_.dtype];
+        return target_.dtype == weights_.dtype ? kernels.own : kernels.to_float32;
+    }
+
     void apply(const unsigned char* weights, unsigned char* target, int n) const {
         const Kernels::OfDType& kernels = kernels_[weights_.dtype];
         switch (change_.kind) {
-            case ChangeKind::gradient:
-                return (target_.dtype == weights_.dtype ? kernels.add_gradient : kernels.add_float32_gradient)(
-                    weights, target, uint64_t(n), factors_);
+            case ChangeKind::gradient: return to_grads().add(weights, target, uint64_t(n), factors_);
             case ChangeKind::proximal: return kernels.proximal(target, uint64_t(n), factors_);
             case ChangeKind::decay:
             case ChangeKind::clip: return kernels.scale(target, uint64_t(n), factors_);
@@ -257,7 +274,10 @@ private:
         };
         if (change_) {
             const Changer changer(*change_, work_.kernels, span, piece.buffer);
-            if (!changer.idle()) return changer.each_block(piece.first, piece.end, one_block);
+            if (!changer.idle()) {
+                if (changer.sum_and_add(piece.first, piece.end, visit)) return;
+                return changer.each_block(piece.first, piece.end, one_block);
+            }
         }
         const uint64_t each = uint64_t(block_elements(span.dtype));
         const uint64_t stop = std::min(piece.end * each, span.count);

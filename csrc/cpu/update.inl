@@ -120,6 +120,16 @@ void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors)
     if (!l1 && l2) change_all<W, G>(w, g, n, Gradient<W, false, true>{x, y});
 }
 
+// Strip by strip, so that weights and gradients come from memory together.
+template <class Weight, class Grad>
+BlockSums sums_and_gradient(const void* weights, void* grads, int n, Factors factors) {
+    const auto* w = static_cast<const typename Weight::Element*>(weights);
+    auto* g = static_cast<typename Grad::Element*>(grads);
+    return sums_of<Weight>(w, n, [&](int64_t first, int count) {
+        add_gradient<Weight, Grad>(w + first, g + first, uint64_t(count), factors);
+    });
+}
+
 template <class Type>
 void proximal(void* weights, uint64_t n, Factors factors) {
     using W = OneVector<Type>;
