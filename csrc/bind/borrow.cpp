@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <optional>
 
@@ -42,6 +43,13 @@ bool is_dlpack(const dlpack::DataType& type) {
     return type.lanes == 1 && type.code == Type::dlpack_code && type.bits == 8 * sizeof(typename Type::Element);
 }
 
+// A subclass of torch's tensor may make its values when an operation asks for them (masked, distributed and fake
+// tensors do): its memory is not what it stands for. One that is not initialized yet gets its memory later.
+bool has_own_values(py::handle type) {
+    const py::object dispatch = py::getattr(type, "__torch_dispatch__", py::none());
+    return dispatch.is_none() || (PyCFunction_Check(dispatch.ptr()) && !py::hasattr(type, "materialize"));
+}
+
 const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
     const py::object capsule = py::reinterpret_steal<py::object>(
         PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__"));
@@ -51,7 +59,8 @@ const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
     }
     const auto* api =
         static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    return api->version.major == 1 && api->tensor_from_object ? api : nullptr;
+    if (api->version.major != 1 || !api->tensor_from_object) return nullptr;
+    return has_own_values(reinterpret_cast<PyObject*>(type)) ? api : nullptr;
 }
 
 // CuPy's array, which the module keeps alive; null if CuPy has not been imported.
@@ -75,6 +84,48 @@ dlpack::Device plain(const dlpack::Device& device) {
     if (on_cuda(device)) return {dlpack::kCuda, device.id};
     return device;
 }
+
+// Each calls take(number) with whatever tells where an array's elements are, and which they are.
+template <class Take>
+void tensor_facts(const dlpack::Tensor& tensor, const Take& take) {
+    take(reinterpret_cast<intptr_t>(tensor.data) + int64_t(tensor.byte_offset));
+    take(int64_t(tensor.dtype.code) << 32 | int64_t(tensor.dtype.lanes) << 8 | tensor.dtype.bits);
+    take(tensor.ndim);
+    for (int k = 0; k < tensor.ndim; ++k) take(tensor.shape[k]);
+    for (int k = 0; tensor.strides && k < tensor.ndim; ++k) take(tensor.strides[k]);
+}
+
+template <class Take>
+void view_facts(const View& view, const Take& take) {
+    take(reinterpret_cast<intptr_t>(view.data));
+    take(int64_t(view.dtype) << 1 | int64_t(view.swapped));
+    take(view.rank);
+    for (int k = 0; k < view.rank; ++k) take(view.shape[k]);
+    for (int k = 0; k < view.rank; ++k) take(view.strides[k]);
+}
+
+// A NumPy array can change in place as well, and so can the one that it is a view of.
+template <class Take>
+void array_facts(py::handle object, PyTypeObject* array_type, const Take& take) {
+    const auto* array = py::detail::array_proxy(object.ptr());
+    take(reinterpret_cast<intptr_t>(array->descr));
+    while (true) {
+        take(reinterpret_cast<intptr_t>(array->data));
+        take(array->nd);
+        for (int k = 0; k < array->nd; ++k) take(array->dimensions[k]);
+        for (int k = 0; k < array->nd; ++k) take(array->strides[k]);
+        if (!array->base || !PyObject_TypeCheck(array->base, array_type)) return;
+        array = py::detail::array_proxy(array->base);
+    }
+}
+
+// Compares facts with those before.
+struct Compare {
+    const int64_t*& before;
+    const int64_t* end;
+    bool& same;
+    void operator()(int64_t fact) const { same = same && before != end && *before++ == fact; }
+};
 
 std::string name_of(const dlpack::Device& device) {
     if (on_host(device)) return "the CPU";
@@ -181,11 +232,7 @@ bool Seen::look(const One& one, py::handle item, std::vector<int64_t>& facts) co
     } else if (one.api) {
         dlpack::Tensor tensor;
         if (one.api->tensor_from_object(item.ptr(), &tensor) == 0) {
-            const dlpack::DataType type = tensor.dtype;
-            facts.push_back(reinterpret_cast<intptr_t>(tensor.data) + int64_t(tensor.byte_offset));
-            facts.insert(facts.end(), {type.code, type.bits, type.lanes, tensor.ndim});
-            facts.insert(facts.end(), tensor.shape, tensor.shape + tensor.ndim);
-            if (tensor.strides) facts.insert(facts.end(), tensor.strides, tensor.strides + tensor.ndim);
+            tensor_facts(tensor, [&](int64_t fact) { facts.push_back(fact); });
         }
     }
     if (!PyErr_Occurred()) return true;
@@ -218,17 +265,19 @@ uint64_t View::count() const {
     return count;
 }
 
-Items::Items(const char* what, const py::object& items, const py::object& names, bool single, const Visit& visit,
-             bool skip_none)
+Items::Items(const char* what, const py::object& items, const py::object& names, bool single, Use use,
+             const Visit& visit)
     : what_(what),
       items_(items),
       names_(names),
       single_(single),
+      use_(use),
       array_type_(py::detail::npy_api::get().PyArray_Type_) {
     const size_t n = items_.size();
     for (size_t i = 0; i < n; ++i)
-        if (!(skip_none && item(i).is_none())) visit_item(i, visit);
+        if (!(use_ == Use::write && item(i).is_none())) visit_item(i, visit);
     check_readable();
+    check_copies();
 }
 
 void Items::found_on(size_t i, const dlpack::Device& device, bool empty) {
@@ -261,22 +310,65 @@ void Items::check_beside(const Items& others) const {
 
 void Items::visit_item(size_t i, const Visit& visit) {
     PyObject* object = item(i).ptr();
-    if (Py_TYPE(object) == array_type_) return visit_array(i, object, true, visit);
-    if (Py_TYPE(object) != exchange_type_) {
-        exchange_type_ = Py_TYPE(object);
-        exchange_ = exchange_api(exchange_type_);
-    }
+    if (Py_TYPE(object) != array_type_) return visit_other(i, object, visit);
+    if (use_ == Use::keep) watch_array(i);
+    visit_array(i, object, true, visit);
+}
+
+void Items::visit_other(size_t i, PyObject* object, const Visit& visit) {
+    const Type& type = type_of(object);
     dlpack::Tensor tensor;
-    if (exchange_) {
-        if (exchange_->tensor_from_object(object, &tensor) == 0) {
-            found_.push_back({i, exchange_, tensor.data});
+    if (type.api) {
+        if (type.api->tensor_from_object(object, &tensor) == 0) {
+            if (!library_) library_ = type.api;
+            if (use_ != Use::read) check_sign(i, type);
+            if (use_ == Use::keep) {
+                tensor_facts(tensor, [this](int64_t fact) { facts_.push_back(fact); });
+                watched_.push_back({i, false, type.api, facts_.size()});
+            }
             return visit_tensor(i, tensor, true, visit);
         }
         PyErr_Clear();  // the slow way may still know one, and says better what is wrong
     } else if (kReadsCuda && is_cupy(object)) {
         return visit_cupy(i, object, true, visit);
     }
-    visit_adapted(i, visit);
+    if (use_ == Use::read) return visit_adapted(i, visit);
+    visit_adapted(i, [&](const Items& items, size_t, const View& view) {
+        check_sign(i, type);
+        if (use_ == Use::keep) watch_adapted(i, view);
+        visit(items, i, view);
+    });
+}
+
+void Items::watch_array(size_t i) {
+    array_facts(item(i), array_type_, [this](int64_t fact) { facts_.push_back(fact); });
+    watched_.push_back({i, true, nullptr, facts_.size()});
+}
+
+void Items::watch_adapted(size_t i, const View& view) {
+    if (PyObject_TypeCheck(item(i).ptr(), array_type_)) return watch_array(i);
+    if (device() >= 0) return;  // to ask again there is to wait for a stream
+    view_facts(view, [this](int64_t fact) { facts_.push_back(fact); });
+    watched_.push_back({i, false, nullptr, facts_.size()});
+}
+
+const Items::Type& Items::type_of(py::handle item) {
+    PyTypeObject* const wanted = Py_TYPE(item.ptr());
+    for (const Type& type : types_)
+        if (type.type == wanted) return type;
+    Type& type = types_[oldest_type_++ % std::size(types_)];
+    const py::handle asked = reinterpret_cast<PyObject*>(wanted);
+    type = {wanted, exchange_api(wanted), use_ == Use::read ? py::none() : py::getattr(asked, "is_neg", py::none())};
+    return type;
+}
+
+// The sums of a read don't mind a sign.
+void Items::check_sign(size_t i, const Type& type) const {
+    if (type.is_neg.is_none()) return;
+    const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(type.is_neg.ptr(), item(i).ptr()));
+    if (!negated) throw py::error_already_set();
+    if (negated.ptr() == Py_True)
+        throw py::type_error(label(i) + ": got a tensor whose sign is flipped lazily; wanted resolve_neg()");
 }
 
 DType Items::dtype_of(size_t i, py::handle dtype) const {
@@ -429,15 +521,47 @@ void Items::visit_adapted(size_t i, const Visit& visit) {
     visit_array(i, adapted, py::isinstance<py::array>(item(i)), visit);
 }
 
-void Items::check_unmoved(size_t most) const {
-    const size_t n = std::min(most, found_.size());
-    const size_t from = n < found_.size() ? checked_->fetch_add(n, std::memory_order_relaxed) : 0;
-    for (size_t k = 0; k < n; ++k) {
-        const Found& found = found_[(from + k) % found_.size()];
-        dlpack::Tensor tensor;
-        if (found.api->tensor_from_object(item(found.i).ptr(), &tensor) != 0) throw py::error_already_set();
-        if (tensor.data != found.data)
-            throw std::runtime_error(label(found.i) + ": its memory has moved; wanted a new plan for it");
+bool Items::unmoved(const Watched& one, const int64_t* facts) const {
+    const py::handle object = item(one.i);
+    const int64_t* const end = facts_.data() + one.end;
+    bool same = true;
+    const Compare compare{facts, end, same};
+    dlpack::Tensor tensor;
+    if (one.array) {
+        array_facts(object, array_type_, compare);
+    } else if (!one.api) {
+        const std::string what = label(one.i);
+        Items(what.c_str(), py::make_tuple(object), py::none(), true, Use::read,
+              [&](const Items&, size_t, const View& view) { view_facts(view, compare); });
+    } else if (one.api->tensor_from_object(object.ptr(), &tensor) == 0) {
+        tensor_facts(tensor, compare);
+    } else {
+        PyErr_Clear();  // wherever it is now, it has left
+        return false;
+    }
+    return same && facts == end;
+}
+
+void Items::check_unmoved() const {
+    size_t from = 0;
+    for (const Watched& one : watched_) {
+        if (!unmoved(one, facts_.data() + from))
+            throw std::runtime_error(label(one.i) +
+                                     ": its memory has moved, or its shape or dtype has changed; wanted "
+                                     "a new plan for it");
+        from = one.end;
+    }
+}
+
+// What gives other memory each time that it is asked gives copies, which don't change with it.
+void Items::check_copies() const {
+    size_t from = 0;
+    for (const Watched& one : watched_) {
+        if (!one.array && !one.api && !unmoved(one, facts_.data() + from))
+            throw py::type_error(label(one.i) + ": a " + Py_TYPE(item(one.i).ptr())->tp_name +
+                                 " gives copies of its values, and a plan would not see it change; wanted an array in "
+                                 "memory (sums and penalty take this one: they read it at each call)");
+        from = one.end;
     }
 }
 

@@ -40,14 +40,15 @@ bool overlapping(std::vector<Reach>& reaches) {
 
 BoundWeights::BoundWeights(const py::object& items, const py::object& names, bool single)
     : names_(names), single_(single) {
-    items_ = std::make_unique<Items>("weights", items, names, single, [this](const Items&, size_t, const View& view) {
+    const auto take = [this](const Items&, size_t, const View& view) {
         Weight& weight = weights_.emplace_back(
             Weight{view, {view.shape, view.shape + view.rank}, {view.strides, view.strides + view.rank}, {}});
         weight.view.shape = weight.shape.data();
         weight.view.strides = weight.strides.data();
         weight.reach = reach(weight.view);
         spans_.add(weight.view);
-    });
+    };
+    items_ = std::make_unique<Items>("weights", items, names, single, Use::keep, take);
 }
 
 std::vector<std::string> BoundWeights::dtypes() const {
@@ -104,13 +105,11 @@ BoundGrads BoundWeights::find(const py::object& grads,
         throw py::value_error("grads: got " + std::to_string(fixed.size()) + "; wanted one for each of " +
                               std::to_string(size()) + " weights");
     BoundGrads bound;
-    bound.items = std::make_unique<Items>(
-        "grads", fixed, names_, single_,
-        [&](const Items& items, size_t i, const View& grad) {
-            check_grad(items, i, grad);
-            take(bound, i, grad);
-        },
-        true);
+    bound.items = std::make_unique<Items>("grads", fixed, names_, single_, Use::write,
+                                          [&](const Items& items, size_t i, const View& grad) {
+                                              check_grad(items, i, grad);
+                                              take(bound, i, grad);
+                                          });
     bound.items->check_beside(*items_);
     return bound;
 }

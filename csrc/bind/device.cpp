@@ -18,9 +18,6 @@ using cuda::HostTable;
 using cuda::Queue;
 using Address = uintptr_t;
 
-// Looking whether a tensor's memory moved takes 40 ns, which a call should not spend on thousands of them.
-constexpr size_t kMostChecked = 64;
-
 template <class T>
 T* at(Address address) {
     return reinterpret_cast<T*>(address);
@@ -252,7 +249,7 @@ private:
     // graph that is captured cannot wait for what is outside of it.
     template <class Run>
     void in_turn(Address stream, const Run& run) {
-        weights_.items().check_unmoved(kMostChecked);
+        weights_.items().check_unmoved();
         const Unlocked unlocked;  // a full queue may have to wait for a callback that wants it
         const std::lock_guard<std::mutex> lock(mutex_);
         const Queue on = queue(stream);

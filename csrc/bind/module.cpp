@@ -28,7 +28,8 @@ struct Weights {
     Items items;
 
     Weights(const py::object& items, const py::object& names, bool single)
-        : items("weights", items, names, single, [this](const Items&, size_t, const View& view) { spans.add(view); }) {}
+        : items("weights", items, names, single, Use::read,
+                [this](const Items&, size_t, const View& view) { spans.add(view); }) {}
 };
 
 py::module_ device_module() { return py::module_::import("fused_penalties._device"); }
@@ -67,6 +68,14 @@ py::object partial_sums(const py::object& items, const py::object& names, bool s
         sum(work, cut, out);
     }
     return limbs;
+}
+
+// Of one array; errors begin with the label.
+std::string dtype_of(const py::object& array, const std::string& label) {
+    std::string name;
+    const Items items(label.c_str(), py::make_tuple(array), py::none(), true, Use::read,
+                      [&](const Items&, size_t, const View& view) { name = name_of(view.dtype); });
+    return name;
 }
 
 // Calls visit(row, accumulator) for each row of limbs (n, 2, kLimbs), whose shape is checked here: an array's can be
@@ -146,6 +155,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
     m.def("partial_sums", &partial_sums, arg("items"), arg("names"), arg("single"), arg("threads"));
+    m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
     m.def("read_bytes", &read_bytes, arg("items"), arg("threads"));

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _convention, _core, _device
-from ._weights import adapt, collect, is_on_gpu
+from ._weights import adapt, collect, is_on_gpu, refuse_without_values
 from .typing import RegularizerLike, Scalar
 
 
@@ -96,7 +96,10 @@ def _with_penalty(
             with contextlib.suppress(TypeError):
                 dtypes.add(_convention.result_dtype(getattr(item, "dtype", None)))
             continue
-        buffer, dtype = with_dtype(item, "weights" if single else f"weights[{label!r}]")
+        what = "weights" if single else f"weights[{label!r}]"
+        buffer, dtype = with_dtype(item, what)
+        if others:  # the core may never see it
+            refuse_without_values(buffer, what)
         dtypes.add(dtype)
         work.append(_Term(id(item), buffer, label, dtype, linear, others))
     return work, _convention.widest(dtypes)
@@ -165,10 +168,17 @@ def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
 
 def with_dtype(item: Any, label: str) -> tuple[Any, Any]:
     """The item as something that has a dtype, and that dtype, one which the core reads."""
-    buffer = item if hasattr(item, "dtype") else adapt(item, label)
-    dtype = getattr(buffer, "dtype", None)
+    dtype = getattr(item, "dtype", None)
+    with contextlib.suppress(TypeError):
+        _convention.result_dtype(dtype)
+        return item, dtype
+    buffer = adapt(item, label)  # what pandas calls Float32 is float32 in NumPy
+    if isinstance(buffer, np.ndarray):
+        item, dtype = buffer, buffer.dtype
+    elif dtype is None:
+        dtype = _core.dtype_of(item, label)
     try:
         _convention.result_dtype(dtype)
     except TypeError as error:
         raise TypeError(f"{label}: {error}") from None
-    return buffer, dtype
+    return item, dtype

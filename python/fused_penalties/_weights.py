@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +19,7 @@ _ARRAY_ATTRIBUTES = (
     "__array__",
     "__array_interface__",
     "__cuda_array_interface__",
+    "data_ptr",  # torch's storages, which are no arrays but look like lists of numbers
 )
 
 
@@ -31,6 +34,11 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
         raise TypeError(
             f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
         )
+    if _is_sparse(weights):  # some of them can be iterated over, or are mappings
+        return [weights], None
+    # What dict() takes for a mapping, as torch's ParameterDict is.
+    if not _is_array(weights) and hasattr(weights, "keys") and hasattr(weights, "__getitem__"):
+        weights = dict(weights)
     if isinstance(weights, Mapping):
         names = tuple(str(name) for name in weights)
         if len(set(names)) < len(names):
@@ -56,8 +64,7 @@ def adapt(item: Any, label: str) -> Any:
     written; or the (type, id) of a device that cannot be read. The extension calls this; ``label``
     says in errors which item it is.
     """
-    if isinstance(item, np.ma.MaskedArray):
-        raise TypeError(f"{label}: got a masked array; wanted one without a mask (see filled())")
+    refuse_without_values(item, label)
     if isinstance(item, np.ndarray):
         return np.ndarray.view(item, np.ndarray)  # a subclass's own view may return anything
     if isinstance(item, np.generic):
@@ -67,12 +74,7 @@ def adapt(item: Any, label: str) -> Any:
     if hasattr(item, "__cuda_array_interface__"):
         return _from_cuda_array_interface(item) if cuda.is_available() else (2, 0)
     if hasattr(item, "__array__") or hasattr(item, "__array_interface__"):
-        try:
-            return np.asarray(item)
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{label}: NumPy cannot read this {type(item).__name__}: {error}"
-            ) from error
+        return _from_array(item, label)
     if _is_nested_numbers(item):
         return _array_of_numbers(item, label)
     if _has_buffer(item) and not isinstance(item, bytes):
@@ -80,6 +82,50 @@ def adapt(item: Any, label: str) -> Any:
     pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
     hint = " (a mapping of names to arrays is made with dict())" if pair else ""
     raise TypeError(f"{label}: got {_describe(item)}; wanted an array{hint}")
+
+
+def refuse_without_values(item: Any, label: str) -> None:
+    """TypeError for an array whose elements are not there to be read, or not all of them."""
+    got = f"{label}: got {_describe(item)}"
+    if isinstance(item, np.ma.MaskedArray) or hasattr(item, "get_mask"):  # NumPy's and torch's
+        kind = type(item).__name__
+        raise TypeError(f"{label}: got a masked array, a {kind}; wanted one without a mask")
+    if _is_sparse(item):
+        raise TypeError(
+            f"{got}, which is sparse; wanted a dense array, or that of its stored values"
+        )
+    if not hasattr(item, "__torch_dispatch__"):
+        return
+    if hasattr(item, "materialize"):
+        raise TypeError(
+            f"{got}, which has no values until its module has seen data; wanted a tensor"
+        )
+    if hasattr(item, "to_local") or hasattr(item, "local_shards"):
+        raise TypeError(
+            f"{got}, which is distributed; wanted a tensor of this process (to_local())"
+        )
+    if item.layout != sys.modules["torch"].strided:
+        raise TypeError(f"{got} of layout {item.layout}; wanted a dense one, or its values")
+    if item.device.type == "meta" or type(item).__name__ == "FakeTensor":
+        raise TypeError(f"{got} that has a shape but no values; wanted a tensor with values")
+    if inspect.ismethod(item.__torch_dispatch__):
+        raise TypeError(f"{got}, whose values are made when torch asks; wanted a plain tensor")
+
+
+def _is_sparse(value: Any) -> bool:
+    """True for the sparse arrays of SciPy, CuPy, JAX, PyData and TensorFlow."""
+    return hasattr(value, "todense") or hasattr(value, "dense_shape")
+
+
+def _from_array(item: Any, label: str) -> NDArray[Any]:
+    try:
+        return np.asarray(item)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever its library raises
+        raise TypeError(
+            f"{label}: NumPy cannot read {_describe(item)}: {error}; wanted an array with values"
+        ) from error
 
 
 def _from_dlpack(item: Any, label: str) -> Any:
@@ -101,7 +147,8 @@ def _from_dlpack(item: Any, label: str) -> Any:
         return made
     except (BufferError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
-            f"{label}: DLPack cannot export this {type(item).__name__}: {error}"
+            f"{label}: DLPack cannot export this {type(item).__name__}: {error}; "
+            "wanted a plain array of floats"
         ) from error
 
 
@@ -150,7 +197,9 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
 def on_host(x: Any) -> Any:
     """An array that NumPy can read: a copy of one on a GPU, which is waited for."""
     if not is_on_gpu(x):
-        return x
+        if hasattr(x, "resolve_neg"):  # torch's: NumPy has no bfloat16, nor signs that come later
+            return x.detach().resolve_neg().double()
+        return x if hasattr(x, "__array__") or _has_buffer(x) else np.from_dlpack(x)
     cupy = cuda.cupy()
     foreign = hasattr(x, "__dlpack__") and not isinstance(x, cupy.ndarray)
     return cupy.asnumpy(cupy.from_dlpack(x) if foreign else cupy.asarray(x))

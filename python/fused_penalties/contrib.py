@@ -168,7 +168,8 @@ def apply_regularization(regularizer: Regularizers, weights_list: Weights | None
     items, names = weights_to_regularize(weights_list)
     if not items:
         raise ValueError("No weights to regularize.")
-    return penalty_of(items, names, resolve(regularizer, items, names))
+    single = len(items) == 1 and items[0] is weights_list
+    return penalty_of(items, names, resolve(regularizer, items, names), single)
 
 
 def weights_to_regularize(weights_list: Any) -> tuple[list[Any], tuple[str, ...] | None]:

@@ -45,8 +45,10 @@ class Plan:
     """Many weights under any mixture of regularizers, for the calls that every step repeats.
 
     Everything but the reading is done once, here; a call sees what the weights hold at that moment.
-    The plan keeps the weights' memory alive; when they are given other memory (``module.half()``,
-    ``parameter.data = ...``) they need a new plan.
+    The plan keeps the weights' memory alive. When they are given other memory (``module.half()``,
+    ``parameter.data = ...``, ``array.resize(...)``), the next call finds out and asks for a new
+    plan. It cannot know that a module has exchanged its parameters themselves for others
+    (``load_state_dict(..., assign=True)``): make a new plan then.
 
     With l1 and l2 the coefficients of a buffer's penalty l1 * sum(|w|) + l2 * sum(w**2), which has
     **no factor 1/2** (`contrib.l2_regularizer(s)` has l2 = s / 2), rounded to the weight's dtype,
@@ -88,7 +90,8 @@ class Plan:
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
             them. A buffer without a penalty may be no array of floats at all (a step counter in a
-            state dict); it then counts nowhere. Lists of numbers are copied, and stay constant.
+            state dict); it then counts nowhere. What can only be copied is refused (lists of
+            numbers, ``tf.Variable``, HDF5 datasets): the plan would not see it change.
         regularizer: as `penalty` takes it: one for all, a sequence with one for each, or rules
             over the names and the arrays; `describe` shows what they came to. A `VariableStore` in
             place of the weights brings its own.
@@ -98,7 +101,8 @@ class Plan:
         names: the buffers' names if the weights were a mapping, else None.
 
     Raises:
-        TypeError: a regularized buffer of another dtype, or something that is no regularizer.
+        TypeError: a regularized buffer of another dtype, or of which only copies can be had;
+            something that is no regularizer.
         ValueError: a sequence of the wrong length, a rule that holds for no buffer or only where
             earlier ones do, rules for weights without names, buffers on several devices, `threads`
             below 1.
@@ -106,12 +110,12 @@ class Plan:
             says why); an error of CUDA; a plan made, strengths set or grads used for the first
             time while the stream is captured; a call that has to wait for a stream, the current one
             of the grads' library or of CuPy, that is captured into another graph than the call; by
-            later calls, a tensor whose storage has moved (``share_memory_()``, ``resize_()``).
+            later calls, a weight that has other memory, another shape or another dtype.
     """
 
     __slots__ = (
-        "_core", "_dtype", "_dtypes", "_items", "_no_weights", "_on_gpu", "_strengths", "_threads",
-        "names",
+        "_core", "_dtype", "_dtypes", "_items", "_memory", "_no_weights", "_on_gpu", "_strengths",
+        "_threads", "names",
     )  # fmt: skip
 
     @overload
@@ -147,15 +151,13 @@ class Plan:
             if not any(parts_of(one)) and not _is_weight(item)
         }
         nothing = np.zeros(0, np.float16)
-        bound = [
-            nothing
-            if at in self._no_weights
-            else _with_memory(item, at if names is None else names[at])
-            for at, item in enumerate(items)
-        ]
+        bound = [nothing if at in self._no_weights else item for at, item in enumerate(items)]
         self.names = names
         self._items = list(items)
         core = _core.make_plan(bound, names, single)
+        # Aliases of torch tensors, which may be given other memory while another thread still reads
+        # the old one.
+        self._memory = [x.detach() for x in bound if hasattr(x, "detach")]
         self._core: Any = core if isinstance(core, _core.Plan) else DevicePlan(core)
         self._on_gpu = core is not self._core
         self._dtypes = self._core.dtypes
@@ -551,18 +553,6 @@ class Plan:
         if extra := by_name.keys() - set(self.names):
             raise ValueError(f"grads: no weights are named {', '.join(sorted(extra))}")
         return [by_name.get(name) for name in self.names]
-
-
-def _with_memory(item: Any, name: object) -> Any:
-    """The item, or an alias of a torch tensor: what gives the tensor other memory, such as
-    ``module.half()``, leaves the alias the old one, which must stay while there is a plan."""
-    if not hasattr(item, "detach"):
-        return item
-    if item.is_neg():
-        raise TypeError(
-            f"weights[{name!r}]: got a tensor whose sign is flipped lazily; wanted resolve_neg()"
-        )
-    return item.detach()
 
 
 def _frozen(item: Any) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import _convention
 from ._evaluate import Parts, one_buffer, one_penalty
-from ._weights import on_host
+from ._weights import on_host, refuse_without_values
 from .typing import Array, Numbers, RegularizerLike, Scalar
 
 __all__ = [
@@ -309,9 +309,11 @@ def _factor(value: Any, name: str) -> float:
 
 def _matrix(x: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.dtype[Any]]:
     buffer, dtype = one_buffer(x)
-    if len(buffer.shape) != 2:
+    refuse_without_values(buffer, "weights")
+    matrix = np.asarray(on_host(buffer), dtype=np.float64)
+    if matrix.ndim != 2:
         raise ValueError(
             "Inputs to OrthogonalRegularizer must have rank 2. Received: "
-            f"inputs.shape={tuple(buffer.shape)}"
+            f"inputs.shape={matrix.shape}"
         )
-    return np.asarray(on_host(buffer), dtype=np.float64), dtype
+    return matrix, dtype

@@ -16,6 +16,7 @@ import numpy as np
 from . import contrib
 from ._evaluate import called, with_dtype
 from ._resolve import check, resolve
+from ._weights import refuse_without_values
 from .losses import Loss, add_n
 from .penalties import penalty_of
 from .plan import Plan
@@ -325,6 +326,7 @@ def _array_or_shape(
         raise ValueError(f"Variable {name} was given both an array and an initializer.")
     if given or constant:
         array = shape_or_array if given else initializer
+        refuse_without_values(array, f"variable {name}")
         if not hasattr(array, "dtype"):
             array = np.array(array, dtype=np.float32 if dtype is None else dtype)
         if dtype is not None and np.dtype(dtype) != array.dtype:
