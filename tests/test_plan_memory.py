@@ -52,8 +52,8 @@ ARRAY_MOVES: dict[str, Callable[[Any], object]] = {
 }
 
 
-def assert_moved(plan: fp.Plan, grads: list[np.ndarray]) -> None:
-    for call in (
+def assert_moved(plan: fp.Plan, grads: list[np.ndarray], writable: bool = True) -> None:
+    calls: list[Callable[[], object]] = [
         plan.value,
         plan.values,
         plan.sums,
@@ -61,9 +61,10 @@ def assert_moved(plan: fp.Plan, grads: list[np.ndarray]) -> None:
         lambda: plan.add_grad(grads),
         lambda: plan.value_and_grad(grads),
         lambda: plan.clip_grad_norm(grads, 1.0),
-        lambda: plan.prox(1.0),
-        lambda: plan.decay(0.1),
-    ):
+    ]
+    if writable:
+        calls += [lambda: plan.prox(1.0), lambda: plan.decay(0.1)]
+    for call in calls:
         with pytest.raises(RuntimeError, match=r"^weights\[1\]: its memory has moved"):
             call()
     assert all((grad == 2).all() for grad in grads)
@@ -85,7 +86,7 @@ def test_torch_tensor_that_moved_is_refused(move: str) -> None:
 
 def test_modules_of_torch_that_moved_are_refused() -> None:
     torch = pytest.importorskip("torch")
-    for move in (lambda m: m.half(), lambda m: m.to(torch.float64), lambda m: m.to("meta")):
+    for move in (lambda m: m.half(), lambda m: m.to(torch.float64)):
         module = torch.nn.Linear(3, 2)
         plan = fp.Plan(dict(module.named_parameters()), L1(1.0))
         move(module)
@@ -151,7 +152,7 @@ def test_what_lends_other_memory_later_is_refused(kind: type[Rebound]) -> None:
     lender.x[0] = 2.0
     assert plan.value() == 1059.0
     lender.x = np.ones((32, 32), np.float32)
-    assert_moved(plan, GRADS)
+    assert_moved(plan, GRADS, writable=False)
 
 
 def test_unmoved_weights_are_followed() -> None:

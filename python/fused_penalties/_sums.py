@@ -249,7 +249,9 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
             a repeat has the sums 0.0. Buffers that overlap only in part count in full.
 
     Raises:
-        TypeError: a buffer of another dtype, None, or something that is no array.
+        TypeError: a buffer of another dtype, None, or something that is no array, or that has not
+            all its elements in one place to be read: a sparse, masked or distributed one, a fake
+            or meta tensor, a parameter that is not initialized yet.
         ValueError: buffers on several devices, ragged lists of numbers, ``threads`` below 1.
         RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
             says why), a FUSED_PENALTIES_ISA that is not supported, an error of CUDA, or a stream

@@ -50,7 +50,7 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
     if isinstance(weights, Iterable):
         items = list(weights)
         if items and all(_is_nested_numbers(item) for item in items):
-            return [_array_of_numbers(items, "weights")], None
+            return [weights if isinstance(weights, (list, tuple)) else items], None
         return items, None
     raise TypeError(
         f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
