@@ -351,7 +351,7 @@ def test_ways_of_giving_grads() -> None:
         plan.add_grad(grads)
         assert np.array_equal(a, wanted)
         assert np.array_equal(b, wanted + 1)
-    for weights in (W, [W], {"w": W}, W.tolist()):
+    for weights in (W, [W], {"w": W}, memoryview(W)):
         for grads in (a, [a]):
             a[...] = 0
             fp.Plan(weights, L1(0.5)).add_grad(grads)

@@ -155,6 +155,11 @@ def test_what_lends_other_memory_later_is_refused(kind: type[Rebound]) -> None:
     assert_moved(plan, GRADS, writable=False)
 
 
+def test_numbers_never_change() -> None:
+    plan = fp.Plan([np.float32(1.0), np.float64(2.0), 3.0, 4], L1(1.0))
+    assert plan.value() == 10.0
+
+
 def test_unmoved_weights_are_followed() -> None:
     """What changes values only, and arrays of the same memory that are thrown away."""
     torch = pytest.importorskip("torch")

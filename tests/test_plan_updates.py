@@ -238,7 +238,7 @@ def read_only(x: np.ndarray) -> np.ndarray:
 UNWRITABLE = {
     "read-only": lambda: read_only(W),
     "broadcast": lambda: np.broadcast_to(np.float32(1.0), (2, 2)),
-    "list": W.tolist,
+    "memoryview": lambda: memoryview(W.copy()),
     "NumPy scalar": lambda: np.float32(1.0),
     "read-only, by DLPack": lambda: OnlyDLPack(read_only(W)),
 }

@@ -348,6 +348,9 @@ void Items::watch_array(size_t i) {
 void Items::watch_adapted(size_t i, const View& view) {
     if (PyObject_TypeCheck(item(i).ptr(), array_type_)) return watch_array(i);
     if (device() >= 0) return;  // to ask again there is to wait for a stream
+    const py::object number = py::module_::import("numpy").attr("generic");
+    if (PyFloat_Check(item(i).ptr()) || PyLong_Check(item(i).ptr()) || py::isinstance(item(i), number))
+        return;  // which never changes
     view_facts(view, [this](int64_t fact) { facts_.push_back(fact); });
     watched_.push_back({i, false, nullptr, facts_.size()});
 }
