@@ -172,11 +172,12 @@ def with_dtype(item: Any, label: str) -> tuple[Any, Any]:
     with contextlib.suppress(TypeError):
         _convention.result_dtype(dtype)
         return item, dtype
-    buffer = adapt(item, label)  # what pandas calls Float32 is float32 in NumPy
-    if isinstance(buffer, np.ndarray):
-        item, dtype = buffer, buffer.dtype
-    elif dtype is None:
-        dtype = _core.dtype_of(item, label)
+    if dtype is None or not hasattr(item, "__dlpack__"):
+        buffer = adapt(item, label)  # what pandas calls Float32 is float32 in NumPy
+        if isinstance(buffer, np.ndarray):
+            item, dtype = buffer, buffer.dtype
+        elif dtype is None:
+            dtype = _core.dtype_of(item, label)
     try:
         _convention.result_dtype(dtype)
     except TypeError as error:
