@@ -207,17 +207,37 @@ def test_fields_that_are_sound(sound: str, versioned: bool) -> None:
     assert capsules.alive() == before
 
 
+class Again(Returns):
+    """Gives a new capsule each time, and knows all of them."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def __dlpack__(self, **arguments: Any) -> Any:
+        self.made.append(made().made)
+        return self.made[-1]
+
+
 def test_a_plan_takes_the_capsule_so_that_nobody_else_can() -> None:
     """The memory would go with the other array that was made of it."""
     before = capsules.alive()
-    kept = made()
-    plan = fp.Plan([kept], L1(1.0))
+    again = Again()
+    plan = fp.Plan([again], L1(1.0))
+    kept = Returns(again.made[0])
     with pytest.raises((BufferError, TypeError, ValueError)):
         np.from_dlpack(kept)
     with pytest.raises(TypeError, match="used already"):
         fp.sums([kept])
     assert (plan.value(), capsules.alive()) == (78.0, before + 1)
     del plan
+    assert capsules.alive() == before
+
+
+def test_a_plan_refuses_what_gives_a_capsule_only_once() -> None:
+    """It could not find out later where the memory is."""
+    before = capsules.alive()
+    with pytest.raises(TypeError, match=r"^weights\[0\]: .*used already"):
+        fp.Plan([made()], L1(1.0))
     assert capsules.alive() == before
 
 

@@ -255,3 +255,15 @@ def test_windows_over_shared_elements_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^weights\[0\]: repeats its elements"):
         fp.Plan([windows], L1(1.0)).prox(0.5)
     assert (base == 1).all()
+
+
+def test_a_subclass_that_gets_other_memory_when_asked_for_its_sign() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Moving(torch.Tensor):
+        def is_neg(self) -> bool:
+            self.set_(torch.full((1 << 16,), 3.0))
+            return False
+
+    plan = fp.Plan(torch.ones(4).as_subclass(Moving), L1(1.0))
+    assert plan.value() == 3 << 16

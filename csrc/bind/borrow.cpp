@@ -319,23 +319,21 @@ void Items::visit_other(size_t i, PyObject* object, const Visit& visit) {
     const Type& type = type_of(object);
     dlpack::Tensor tensor;
     if (type.api) {
+        check_sign(i, type);
         if (type.api->tensor_from_object(object, &tensor) == 0) {
             if (!library_) library_ = type.api;
-            if (use_ != Use::read) check_sign(i, type);
-            if (use_ == Use::keep) {
-                tensor_facts(tensor, [this](int64_t fact) { facts_.push_back(fact); });
-                watched_.push_back({i, false, type.api, facts_.size()});
-            }
-            return visit_tensor(i, tensor, true, visit);
+            visit_tensor(i, tensor, true, visit);
+            if (use_ != Use::keep) return;
+            tensor_facts(tensor, [this](int64_t fact) { facts_.push_back(fact); });
+            return watched_.push_back({i, false, type.api, facts_.size()});
         }
         PyErr_Clear();  // the slow way may still know one, and says better what is wrong
     } else if (kReadsCuda && is_cupy(object)) {
         return visit_cupy(i, object, true, visit);
     }
-    if (use_ == Use::read) return visit_adapted(i, visit);
+    if (use_ != Use::keep) return visit_adapted(i, visit);
     visit_adapted(i, [&](const Items& items, size_t, const View& view) {
-        check_sign(i, type);
-        if (use_ == Use::keep) watch_adapted(i, view);
+        watch_adapted(i, view);
         visit(items, i, view);
     });
 }
@@ -365,7 +363,8 @@ const Items::Type& Items::type_of(py::handle item) {
     return type;
 }
 
-// The sums of a read don't mind a sign.
+// The sums of a read don't mind a sign, and its types have no is_neg. A subclass's may do anything to the tensor: ask
+// before its memory is looked at.
 void Items::check_sign(size_t i, const Type& type) const {
     if (type.is_neg.is_none()) return;
     const auto negated = py::reinterpret_steal<py::object>(PyObject_CallOneArg(type.is_neg.ptr(), item(i).ptr()));
@@ -489,6 +488,7 @@ bool Items::is_cupy(py::handle object) {
 // read on. What an object's own __dlpack__ returned comes here as it is, and may be anything.
 void Items::visit_adapted(size_t i, const Visit& visit) {
     const py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
+    check_sign(i, type_of(item(i)));  // not before: adapt says better what else is wrong with it
     PyObject* const object = adapted.ptr();
     if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
         const py::handle first = PyTuple_GET_ITEM(object, 0), second = PyTuple_GET_ITEM(object, 1);
