@@ -72,7 +72,6 @@ def test_no_buffer_of_this_name() -> None:
 @pytest.mark.parametrize(
     ("weights", "sizes"),
     [
-        ([[1.0, 2.0], [3.0, 4.0]], [4]),
         ([W.T, W[::-1, 1], np.broadcast_to(W, (3, 2, 2))], [4, 2, 12]),
         ([np.float32(3), memoryview(np.ones(5))], [1, 5]),
         (np.ones(7, ml_dtypes.bfloat16), [7]),
@@ -83,6 +82,12 @@ def test_sizes_of_whatever_is_summed(weights: Any, sizes: list[int]) -> None:
     for sums in fp.sums(weights), fp.Plan(weights, regularizers.L1()).sums():
         assert sums.sizes.dtype == np.int64
         assert sums.sizes.tolist() == sizes
+
+
+def test_a_list_of_numbers_is_one_buffer() -> (
+    None
+):  # for sums: a plan refuses what it can only copy
+    assert fp.sums([[1.0, 2.0], [3.0, 4.0]]).sizes.tolist() == [4]
 
 
 def test_what_is_counted_once_has_one_size() -> None:
