@@ -104,6 +104,10 @@ void view_facts(const View& view, const Take& take) {
     for (int k = 0; k < view.rank; ++k) take(view.strides[k]);
 }
 
+bool is_view_of_array(PyObject* base, PyTypeObject* array_type) {
+    return base && (Py_TYPE(base) == array_type || PyObject_TypeCheck(base, array_type));
+}
+
 // A NumPy array can change in place as well, and so can the one that it is a view of.
 template <class Take>
 void array_facts(py::handle object, PyTypeObject* array_type, const Take& take) {
@@ -114,7 +118,27 @@ void array_facts(py::handle object, PyTypeObject* array_type, const Take& take) 
         take(array->nd);
         for (int k = 0; k < array->nd; ++k) take(array->dimensions[k]);
         for (int k = 0; k < array->nd; ++k) take(array->strides[k]);
-        if (!array->base || !PyObject_TypeCheck(array->base, array_type)) return;
+        const bool more = is_view_of_array(array->base, array_type);
+        take(more);
+        if (!more) return;
+        array = py::detail::array_proxy(array->base);
+    }
+}
+
+// True if these facts still hold. Every call of a plan asks this of every array, so it is written for speed.
+bool array_facts_hold(py::handle object, PyTypeObject* array_type, const int64_t* facts) {
+    const auto* array = py::detail::array_proxy(object.ptr());
+    if (*facts++ != reinterpret_cast<intptr_t>(array->descr)) return false;
+    while (true) {
+        const int rank = array->nd;
+        if (facts[0] != reinterpret_cast<intptr_t>(array->data) || facts[1] != rank) return false;
+        const int64_t *shape = facts + 2, *strides = shape + rank;
+        for (int k = 0; k < rank; ++k)
+            if (shape[k] != array->dimensions[k] || strides[k] != array->strides[k]) return false;
+        const bool more = is_view_of_array(array->base, array_type);
+        facts = strides + rank;
+        if (*facts++ != int64_t(more)) return false;
+        if (!more) return true;
         array = py::detail::array_proxy(array->base);
     }
 }
@@ -530,9 +554,7 @@ bool Items::unmoved(const Watched& one, const int64_t* facts) const {
     bool same = true;
     const Compare compare{facts, end, same};
     dlpack::Tensor tensor;
-    if (one.array) {
-        array_facts(object, array_type_, compare);
-    } else if (!one.api) {
+    if (!one.api) {
         const std::string what = label(one.i);
         Items(what.c_str(), py::make_tuple(object), py::none(), true, Use::read,
               [&](const Items&, size_t, const View& view) { view_facts(view, compare); });
@@ -546,13 +568,13 @@ bool Items::unmoved(const Watched& one, const int64_t* facts) const {
 }
 
 void Items::check_unmoved() const {
-    size_t from = 0;
+    const int64_t* facts = facts_.data();
     for (const Watched& one : watched_) {
-        if (!unmoved(one, facts_.data() + from))
+        if (!(one.array ? array_facts_hold(item(one.i), array_type_, facts) : unmoved(one, facts)))
             throw std::runtime_error(label(one.i) +
                                      ": its memory has moved, or its shape or dtype has changed; wanted "
                                      "a new plan for it");
-        from = one.end;
+        facts = facts_.data() + one.end;
     }
 }
 
