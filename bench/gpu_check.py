@@ -346,7 +346,8 @@ class Check:
         limit, start = self.begin("tests", 0.5), time.monotonic()
         if not limit:
             return
-        files = [path for path in ROOT.glob("tests/test_*.py") if "gpu.marks" in path.read_text()]
+        room = ROOT.glob("tests/cuda/test_*.py")
+        files = [path for path in room if "gpu.marks" in path.read_text()]
         tests = TestRun(self, sorted(files), start + limit, LEAST)
         tests.everything()
         tests.slow_ones_again()

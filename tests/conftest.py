@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -29,16 +28,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     previous = fp._core.use_isa(request.param)
     yield request.param
     fp._core.use_isa(previous)
-
-
-@pytest.fixture
-def settled() -> Iterator[None]:
-    """What goes wrong on a GPU goes wrong later: within the test that began it."""
-    yield
-    cuda = sys.modules["cupy"].cuda
-    for device in range(cuda.runtime.getDeviceCount()):
-        with cuda.Device(device):
-            cuda.Device().synchronize()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

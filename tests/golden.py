@@ -74,8 +74,13 @@ def answered(case: dict[str, Any]) -> dict[str, Any]:
     return {**case, "abs": sum_abs.hex(), "square": sum_square.hex()}
 
 
+def written() -> list[dict[str, Any]]:
+    """The cases of the file, with their answers."""
+    return json.loads(PATH.read_text())
+
+
 def main() -> None:
-    before = json.loads(PATH.read_text()) if PATH.exists() else []
+    before = written() if PATH.exists() else []
     cases = [answered(case) for case in inputs()]
     changed = sum(case not in before for case in cases)
     lines = ",\n".join(json.dumps(case) for case in cases)

@@ -12,7 +12,7 @@ import pytest
 
 import fresh
 import fused_penalties as fp
-from test_native import PATH, SOURCE, tool
+from source_tree import PATH, SOURCE, tool
 
 EXTENSION = Path(fp._core.__file__)
 CUDA = fp.build_info()["cuda"]

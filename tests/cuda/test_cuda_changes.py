@@ -16,10 +16,9 @@ import plan_oracle
 import values
 from fused_penalties import contrib, regularizers
 from gpu import Twins, assert_same, cupy
+from layouts import LAYOUTS, cube
+from plan_cases import DECAY, GRAD_LAYOUTS, PAIRS, PROXIMAL, STRENGTHS
 from plan_oracle import same_bits
-from test_layouts import LAYOUTS, cube
-from test_plan_gradients import GRAD_LAYOUTS, PAIRS, STRENGTHS
-from test_plan_updates import DECAY, PROXIMAL
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 pytestmark = gpu.marks

@@ -1,8 +1,8 @@
 """What the tests of the `cuda` marker share: the same arrays on the CPU and on the GPU.
 
-They run on a GPU, with CuPy, or where the extension is built with its emulation and
-``tests/emulated`` stands in for CuPy (`test_emulated.py` sees to that); else whoever imports this
-is skipped. Only what CuPy has is used, with CuPy's meaning.
+They run on a GPU, with CuPy, or where the extension is built with its emulation and the ``cupy.py``
+of ``emulated`` stands in for CuPy (`test_emulated.py` sees to that); else whoever imports this is
+skipped. Only what CuPy has is used, with CuPy's meaning.
 """
 
 from __future__ import annotations

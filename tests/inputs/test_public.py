@@ -16,7 +16,7 @@ import pytest
 import fused_penalties as fp
 from fused_penalties import contrib, cuda, regularizers, typing
 
-SOURCE = Path(__file__).parents[1] / "python"
+SOURCE = Path(__file__).parents[2] / "python"
 
 RIGHT = """
     import re

@@ -20,7 +20,7 @@ import oracle
 from fused_penalties import contrib
 from fused_penalties.regularizers import L1, L1L2, L2
 from oracle import hexes
-from test_inputs import OnlyDLPack
+from wrapped import OnlyDLPack
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 USES: dict[str, Callable[[Any], Any]] = {

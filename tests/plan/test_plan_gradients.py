@@ -20,37 +20,16 @@ import oracle
 import plan_oracle
 import values
 from fused_penalties import contrib, regularizers
+from layouts import LAYOUTS, cube
 from messages import exactly
 from oracle import hexes
+from plan_cases import GRAD_LAYOUTS, PAIRS, STRENGTHS
 from plan_oracle import bits, same_bits
-from test_inputs import FakeCuda, OnlyArray, OnlyDLPack
-from test_layouts import LAYOUTS, cube
+from wrapped import FakeCuda, OnlyArray, OnlyDLPack
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 W = np.array([[1, -2], [-3, 4]], np.float32)
-
-# The dtypes of a weight and its gradient.
-PAIRS = [(dtype, dtype) for dtype in oracle.DTYPES] + [
-    ("float16", "float32"),
-    ("bfloat16", "float32"),
-]
 pairs = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS)
-# (l1, l2, upstream): one of them, both, large, subnormal, and products that vanish or overflow.
-STRENGTHS = [
-    (0.1, 0.0, 1.0),
-    (0.0, 0.1, 1.0),
-    (0.1, 0.3, 1.0),
-    (0.1, 0.3, -0.7),
-    (0.1, 0.0, -0.7),
-    (1e-5, 30.0, 1e3),
-    (1e38, 1e-42, 1.0),
-    (1e-42, 1e38, -1.0),
-    (1e38, 1e38, 1e38),
-    (1e-30, 0.1, 1e-30),
-    (0.1, 1e-30, 1e-30),
-    (0.1, 0.3, math.inf),
-    (0.1, 0.3, math.nan),
-]
 
 
 def assert_gradients(
@@ -161,23 +140,6 @@ def test_zeros_of_both_signs_and_nan() -> None:
             minus = 1 if l1 == 0.0 else 0
             if l2 == 0.0 or l1 == 0.0:
                 assert np.signbit(g[3:].astype(float)).tolist() == [False, bool(minus)]
-
-
-BACKWARDS = slice(None, None, -1)
-GRAD_LAYOUTS: dict[str, Callable[[tuple[int, ...], np.dtype], np.ndarray]] = {
-    "C order": lambda shape, dtype: np.empty(shape, dtype),
-    "F order": lambda shape, dtype: np.empty(shape, dtype, order="F"),
-    "flipped": lambda shape, dtype: np.empty(shape, dtype)[(..., *[BACKWARDS] * len(shape))],
-    "strided": lambda shape, dtype: np.empty((*shape, 3), dtype)[..., 1],
-    "strided, other axes first": lambda shape, dtype: np.empty((*shape[::-1], 3), dtype).T[1, ...],
-    "part of a larger one": lambda shape, dtype: np.empty([n + 2 for n in shape], dtype)[
-        (..., *(slice(1, -1) for _ in shape))
-    ],
-    "field of a record": lambda shape, dtype: np.empty(shape, [("tag", "u1"), ("g", dtype)])["g"],
-    "big-endian": lambda shape, dtype: np.empty(
-        shape, dtype if dtype == oracle.BFLOAT16 else dtype.newbyteorder(">")
-    ),
-}
 
 
 @pairs

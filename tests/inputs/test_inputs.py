@@ -16,6 +16,7 @@ import fused_penalties as fp
 import oracle
 import values
 from oracle import hexes
+from wrapped import FakeCuda, FakeCudaInterface, OldDLPack, OnlyArray, OnlyDLPack, OtherDevice
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 functions = pytest.mark.parametrize("function", [fp.sums, fp.partial_sums])
@@ -103,36 +104,6 @@ def test_weights_are_never_written(dtype: str, function: Any) -> None:
 
 
 # Kinds of arrays.
-
-
-class OnlyDLPack:
-    """What the DLPack protocol asks of an array on the CPU, and nothing else."""
-
-    def __init__(self, x: Any) -> None:
-        self.x = x
-
-    def __dlpack__(self, **arguments: Any) -> Any:
-        return self.x.__dlpack__(**arguments)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (1, 0)
-
-
-class OldDLPack(OnlyDLPack):
-    """As before DLPack 1.0: knows no argument but the stream."""
-
-    def __dlpack__(self, stream: Any = None) -> Any:  # type: ignore[override]
-        return self.x.__dlpack__(stream=stream)
-
-
-class OnlyArray:
-    """What NumPy's own protocol asks."""
-
-    def __init__(self, x: np.ndarray) -> None:
-        self.x = x
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        return self.x if dtype is None else self.x.astype(dtype)
 
 
 @pytest.mark.parametrize("wrap", [OnlyDLPack, OldDLPack, OnlyArray])
@@ -385,38 +356,6 @@ def test_lists_of_what_is_no_number() -> None:
         fp.sums([1.0, "two"])
     with pytest.raises(TypeError, match=r"^weights"):
         fp.sums([[1.0, None]])
-
-
-class FakeCuda:
-    """An array that says that it lies on a GPU; whoever reads it anyway would crash."""
-
-    shape = (4,)
-    dtype = np.dtype(np.float32)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (2, 0)
-
-    def __dlpack__(self, **arguments: Any) -> Any:
-        raise AssertionError("the device should have been asked first")
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": (4,), "typestr": "<f4", "data": (16, False), "version": 3, "strides": None}
-
-
-class FakeCudaInterface:
-    """The same without DLPack, as Numba and older libraries have it."""
-
-    __cuda_array_interface__ = FakeCuda.__cuda_array_interface__
-
-
-class OtherDevice(FakeCuda):
-    """A device of which this library knows nothing (7 is Vulkan)."""
-
-    __cuda_array_interface__ = property()  # type: ignore[assignment]
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return (7, 0)
 
 
 without_cuda = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from test_native import build
+from source_tree import build
 
 # The parts of tests/native/warp.cpp, and how many cases each has at least.
 PARTS = {

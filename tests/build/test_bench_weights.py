@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-SCRIPT = Path(__file__).parents[1] / "bench" / "weights.py"
+SCRIPT = Path(__file__).parents[2] / "bench" / "weights.py"
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 import fused_penalties as fp
 import golden
 
-CASES = json.loads(golden.PATH.read_text())
+CASES = golden.written()
 
 
 def test_the_file_is_complete() -> None:

@@ -17,29 +17,15 @@ import oracle
 import plan_oracle
 import values
 from fused_penalties import contrib, regularizers
+from layouts import LAYOUTS, cube
 from oracle import hexes
+from plan_cases import DECAY, PROXIMAL
 from plan_oracle import bits, same_bits
-from test_inputs import OnlyDLPack
-from test_layouts import LAYOUTS, cube
+from wrapped import OnlyDLPack
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 W = np.array([[1, -2], [-3, 4]], np.float32)
 dtypes = pytest.mark.parametrize("dtype", oracle.DTYPES)
-
-# (l1, l2, step)
-PROXIMAL = [
-    (0.1, 0.0, 1.0),
-    (0.0, 0.3, 0.7),
-    (0.1, 0.3, 0.7),
-    (1e-42, 1e-42, 1.0),
-    (3e38, 3e38, 1.0),
-    (3e38, 3e38, 10.0),
-    (0.0, 3e38, 10.0),
-    (0.1, 0.3, 0.0),
-    (1e-20, 0.3, 1e-30),
-]
-# (l2, rate)
-DECAY = [(0.3, 0.7), (0.5, 1.0), (1e-42, 1.0), (0.3, 0.0), (1e-9, 1e-9), (3e38, 1e-39)]
 UPDATES: dict[str, tuple[list[Any], Callable[..., None], Callable[..., np.ndarray]]] = {
     "prox": (
         PROXIMAL,

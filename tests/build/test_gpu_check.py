@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 CARD = "NVIDIA Stub 1"
 
 PROGRAMS = {
@@ -107,7 +107,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.root, self.out, self.wheels = folder / "root", folder / "out", folder / "wheels"
         self.programs, self.packages = folder / "programs", folder / "packages"
-        for path in (self.root / "bench", self.root / "tests", self.wheels, self.programs):
+        for path in (self.root / "bench", self.root / "tests" / "cuda", self.wheels, self.programs):
             path.mkdir(parents=True)
         for name in ("gpu_check.sh", "gpu_check.py", "gpu_check_tests.py", "gpu_watch.py"):
             shutil.copy(BENCH / name, self.root / "bench")
@@ -146,7 +146,7 @@ class Machine:
 
     def write_tests(self, code: str) -> None:
         mark = "import pytest\npytestmark = pytest.mark.cuda  # as gpu.marks has it\n"
-        (self.root / "tests" / "test_stub.py").write_text(mark + code)
+        (self.root / "tests" / "cuda" / "test_stub.py").write_text(mark + code)
 
     def change(self, old: str, new: str, script: str = "gpu_check.py") -> None:
         path = self.root / "bench" / script
@@ -204,17 +204,17 @@ def test_all_is_well(machine: Machine) -> None:
 
 def test_tests_go_on_whatever_happens(machine: Machine) -> None:
     machine.write_tests(BAD_TESTS)
-    (machine.root / "tests" / "test_broken.py").write_text("gpu.marks\n")
+    (machine.root / "tests" / "cuda" / "test_broken.py").write_text("gpu.marks\n")
     machine.program("ncu", 'echo "==ERROR== ERR_NVGPUCTRPERM - no permission"; exit 1')
     assert machine.check() == 1, machine.printed
     found = machine.steps()["tests"]
-    file = "tests/test_stub.py::test_"
+    file = "tests/cuda/test_stub.py::test_"
     assert found["not_passed"] == {
         f"{file}fails": "failed",
         f"{file}waits_for_ever": "hung, stopped after 2 s",
         f"{file}loses_the_gpu": "failed",
         f"{file}crashes": "crashed",
-        "tests/test_broken.py": "not collected",
+        "tests/cuda/test_broken.py": "not collected",
     }
     assert "3 passed" in found["result"]  # the good ones and the slow one
     log = (machine.out / "tests.log").read_text()
@@ -251,14 +251,14 @@ def test_good(): pass
 def test_ends():
     journal = sys.argv[sys.argv.index("--journal") + 1]
     with open(journal, "a") as file:
-        file.write('{"test": "tests/test_st')
+        file.write('{"test": "tests/cuda/test_st')
     os._exit(3)
 def test_another(): pass
 """
     )
     assert machine.check() == 1, machine.printed
     found = machine.steps()["tests"]
-    assert found["not_passed"] == {"tests/test_stub.py::test_ends": "crashed"}
+    assert found["not_passed"] == {"tests/cuda/test_stub.py::test_ends": "crashed"}
     assert "2 passed" in found["result"]
 
 

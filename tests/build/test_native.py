@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import struct
 import subprocess
-import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -18,33 +15,9 @@ import golden
 import oracle
 import values
 from oracle import hexes
+from source_tree import build, tool
 
-SOURCE = Path(__file__).resolve().parents[1]
-# The tools of the environment that runs pytest come first, whether or not it is activated.
-PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # as in dtype.hpp
-
-
-def tool(name: str) -> str:
-    """The path of a program that need not be there."""
-    found = shutil.which(name, path=PATH)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def build(folder: Path, *options: str, target: str = "driver") -> Path:
-    """Builds the driver, or another program of tests/native, and returns it."""
-    cmake, environment = shutil.which("cmake", path=PATH), {**os.environ, "PATH": PATH}
-    assert cmake is not None, 'the extra "test" installs cmake'
-    configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
-    configure += ["-DFUSED_PENALTIES_PYTHON=OFF", "-DFUSED_PENALTIES_NATIVE_TESTS=ON"]
-    configure += ["-DFUSED_PENALTIES_CUDA=OFF"]
-    for command in (configure, [cmake, "--build", folder, "--target", target]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "warning:" not in done.stdout + done.stderr
-    return folder / target
 
 
 @pytest.fixture(scope="module")

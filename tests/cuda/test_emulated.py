@@ -13,9 +13,9 @@ import pybind11
 import pytest
 
 import fused_penalties as fp
-from test_native import PATH, SOURCE
+from source_tree import PATH, SOURCE
 
-TESTS = SOURCE / "tests"
+ROOM = SOURCE / "tests" / "cuda"
 # What only real hardware can show.
 LEFT_OUT = {"test_torch", "test_a_graph_of_torch", "test_more_elements_than_32_bits_can_count"}
 
@@ -50,7 +50,7 @@ def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(SOURCE / "python" / "fused_penalties", package)
     (extension,) = build.glob("_core*.so")
     shutil.copy(extension, package)
-    return os.pathsep.join([str(package.parent), str(TESTS / "emulated")])
+    return os.pathsep.join([str(package.parent), str(ROOM / "emulated")])
 
 
 def test_it_is_the_emulation(python_path: str) -> None:
@@ -70,7 +70,7 @@ def test_it_is_the_emulation(python_path: str) -> None:
 def test_everything_for_the_gpu(
     python_path: str, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    files = sorted(TESTS.glob("test_cuda*.py"))
+    files = sorted(ROOM.glob("test_cuda*.py"))
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *files]
     if pytestconfig.getoption("--run-slow"):

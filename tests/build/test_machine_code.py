@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from test_native import PATH, SOURCE
+from source_tree import PATH, SOURCE
 
 KERNELS = {"sum_kernel", "gradient_kernel", "update_kernel", "finish_kernel"}
 
