@@ -116,17 +116,6 @@ py::tuple sums_of_limbs(const Limbs& limbs) {
     return py::make_tuple(abs, square, total[0].value(), total[1].value());
 }
 
-uint64_t read_bytes(const py::object& items, const py::object& threads) {
-    const int at_most = checked_threads(threads);
-    const Weights weights(items, py::none(), false);
-    for (const Span& span : weights.spans)
-        if (span.rank > 0) throw py::value_error("items: wanted contiguous arrays");
-    const Line line(weights.spans.data(), weights.spans.size());
-    const Work work{weights.spans.data(), line, at_most, active_kernels(), check_signals};
-    const Unlocked unlocked;
-    return read(work);
-}
-
 std::string switch_isa(const std::string& name) {
     const std::string previous = active_kernels().name;
     use_isa(name);
@@ -158,7 +147,6 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
-    m.def("read_bytes", &read_bytes, arg("items"), arg("threads"));
 
     m.def("compiled_isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);

@@ -137,15 +137,6 @@ public:
         return norm;
     }
 
-    // Not a method of training: the limit that bench/plan.py compares with.
-    void exchange_all(const Strengths& strengths, const py::object& grads, const py::object& threads) {
-        Work work = active_work(strengths, checked_threads(threads));
-        const BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
-        work.spans = bound.weights.data();
-        const Unlocked unlocked;
-        exchange(work, bound.grads.data());
-    }
-
 private:
     const Spans& spans() const { return weights_.spans(); }
 
@@ -270,8 +261,7 @@ void define_plan(py::module_& m) {
         .def("value_and_grad", &Plan::value_and_grad, arg("strengths"), arg("grads"), arg("upstream"), arg("threads"))
         .def("prox", &Plan::prox, arg("strengths"), arg("step"), arg("threads"))
         .def("decay", &Plan::decay, arg("strengths"), arg("rate"), arg("threads"))
-        .def("clip_grad_norm", &Plan::clip_grad_norm, arg("grads"), arg("max_norm"), arg("threads"))
-        .def("exchange", &Plan::exchange_all, arg("strengths"), arg("grads"), arg("threads"));
+        .def("clip_grad_norm", &Plan::clip_grad_norm, arg("grads"), arg("max_norm"), arg("threads"));
 }
 
 }  // namespace fused_penalties
