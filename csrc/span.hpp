@@ -45,10 +45,6 @@ struct Kernels {
 
     const char* name;
     OfDType of[kDTypes];
-    // Reads `bytes` bytes and does next to nothing with them: the limit that benchmarks compare with.
-    uint64_t (*read)(const void* data, uint64_t bytes);
-    // Reads both and writes the second: the limit for gradients.
-    void (*exchange)(const void* weights, void* grads, uint64_t bytes);
 
     const OfDType& operator[](DType dtype) const { return of[int(dtype)]; }
 };

@@ -101,6 +101,6 @@ inline Doubles is_positive(Doubles x) { return _mm256_cmp_pd(x, zero(x), _CMP_GT
 
 }  // namespace
 
-const Kernels kAvx2 = FUSED_PENALTIES_KERNELS("avx2");
+const Kernels kAvx2 = {"avx2", FUSED_PENALTIES_KERNELS};
 
 }  // namespace fused_penalties

@@ -111,6 +111,6 @@ inline Doubles is_positive(Doubles x) { return as_doubles(_mm512_cmp_pd_mask(x, 
 
 }  // namespace
 
-const Kernels kAvx512 = FUSED_PENALTIES_KERNELS("avx512");
+const Kernels kAvx512 = {"avx512", FUSED_PENALTIES_KERNELS};
 
 }  // namespace fused_penalties

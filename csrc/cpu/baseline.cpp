@@ -113,6 +113,6 @@ inline Doubles is_positive(Doubles x) { return _mm_cmpgt_pd(x, zero(x)); }
 
 }  // namespace
 
-const Kernels kBaseline = FUSED_PENALTIES_KERNELS("baseline");
+const Kernels kBaseline = {"baseline", FUSED_PENALTIES_KERNELS};
 
 }  // namespace fused_penalties

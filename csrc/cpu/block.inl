@@ -296,19 +296,3 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
         count -= uint64_t(n);
     }
 }
-
-// Loads every byte. The sum keeps the compiler from dropping the loads; four of them keep it from being the limit.
-uint64_t read(const void* data, uint64_t bytes) {
-    const auto* p = static_cast<const uint16_t*>(data);
-    Words w0 = zero(Words{}), w1 = w0, w2 = w0, w3 = w0;
-    uint64_t words = bytes / 2;
-    for (; words >= 4 * kWords; words -= 4 * kWords, p += 4 * kWords) {
-        w0 = maximum(w0, load_words(p));
-        w1 = maximum(w1, load_words(p + kWords));
-        w2 = maximum(w2, load_words(p + 2 * kWords));
-        w3 = maximum(w3, load_words(p + 3 * kWords));
-    }
-    uint64_t sum = largest_word(maximum(maximum(w0, w1), maximum(w2, w3)));
-    for (; words > 0; --words, ++p) sum += canon::element_at(p, 0);
-    return sum;
-}

@@ -11,13 +11,13 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 extern const Kernels kNeon;
 
-// The table of the file that says this, whose functions and types all are its own: it has to have a type of each name
-// in dtype.hpp's list.
+// `Kernels::of` in the file that says FUSED_PENALTIES_KERNELS, whose functions and types all are its own: it has to
+// have a type of each name in dtype.hpp's list.
 #define FUSED_PENALTIES_TO_GRADS(...) {add_gradient<__VA_ARGS__>, sums_and_gradient<__VA_ARGS__>}
 #define FUSED_PENALTIES_KERNELS_OF(dtype, Type)                                                                        \
     {block_sums<Type>, FUSED_PENALTIES_TO_GRADS(Type, Type),                                                           \
      FUSED_PENALTIES_TO_GRADS(Type, std::conditional_t<canon::is_narrow<canon::Type>, Float32, Type>), proximal<Type>, \
      scale<Type>},
-#define FUSED_PENALTIES_KERNELS(name) {name, {FUSED_PENALTIES_DTYPES(FUSED_PENALTIES_KERNELS_OF)}, read, exchange}
+#define FUSED_PENALTIES_KERNELS {FUSED_PENALTIES_DTYPES(FUSED_PENALTIES_KERNELS_OF)}
 
 }  // namespace fused_penalties

@@ -101,6 +101,6 @@ inline Doubles select(Doubles mask, Doubles x, Doubles y) { return vbslq_f64(vre
 
 }  // namespace
 
-const Kernels kNeon = FUSED_PENALTIES_KERNELS("neon");
+const Kernels kNeon = {"neon", FUSED_PENALTIES_KERNELS};
 
 }  // namespace fused_penalties

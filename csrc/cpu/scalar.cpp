@@ -63,21 +63,8 @@ void scale(void* weights, uint64_t count, Factors factors) {
     for (; count > 0; --count, ++w) write_to<Type>(w, canon::scale(value_at<Type>(w), Real(factors.x)));
 }
 
-uint64_t read(const void* data, uint64_t bytes) {
-    const auto* p = static_cast<const unsigned char*>(data);
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < bytes; ++i) sum += p[i];
-    return sum;
-}
-
-void exchange(const void* weights, void* grads, uint64_t bytes) {
-    const auto* w = static_cast<const unsigned char*>(weights);
-    auto* g = static_cast<unsigned char*>(grads);
-    for (uint64_t i = 0; i < bytes; ++i) g[i] ^= w[i];
-}
-
 }  // namespace
 
-const Kernels kScalar = FUSED_PENALTIES_KERNELS("scalar");
+const Kernels kScalar = {"scalar", FUSED_PENALTIES_KERNELS};
 
 }  // namespace fused_penalties

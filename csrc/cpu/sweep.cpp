@@ -313,40 +313,6 @@ struct Changing {
     void finish() {}
 };
 
-// The bytes of a piece of a contiguous buffer.
-struct Bytes {
-    Bytes(const Span& span, const Piece& piece)
-        : first(piece.first * kBlockBytes),
-          count(std::min(piece.end * kBlockBytes, span.count * uint64_t(itemsize(span.dtype))) - first) {}
-    uint64_t first, count;
-};
-
-struct Reading {
-    const Work& work;
-    uint64_t& sum;
-    uint64_t mine;
-
-    void piece(const Piece& piece) {
-        const Span& span = work.spans[piece.buffer];
-        const Bytes bytes(span, piece);
-        mine += work.kernels.read(span.data + bytes.first, bytes.count);
-    }
-    void finish() { sum += mine; }
-};
-
-struct Exchanging {
-    const Work& work;
-    const Span* targets;
-
-    void piece(const Piece& piece) {
-        const Span &span = work.spans[piece.buffer], &target = targets[piece.buffer];
-        const Bytes bytes(span, piece);
-        work.kernels.exchange(span.data + bytes.first, const_cast<unsigned char*>(target.data) + bytes.first,
-                              bytes.count);
-    }
-    void finish() {}
-};
-
 }  // namespace
 
 Line::Line(const Span* spans, size_t n) : ends_(n) {
@@ -387,13 +353,5 @@ void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, cons
 }
 
 void change(const Work& work, const Change& change) { share(work, Changing{work, change}); }
-
-uint64_t read(const Work& work) {
-    uint64_t sum = 0;
-    share(work, Reading{work, sum, 0});
-    return sum;
-}
-
-void exchange(const Work& work, const Span* targets) { share(work, Exchanging{work, targets}); }
 
 }  // namespace fused_penalties

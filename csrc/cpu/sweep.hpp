@@ -70,8 +70,4 @@ struct SumsOut {
 void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, const Change* change = nullptr);
 void change(const Work& work, const Change& change);
 
-// The same walk over contiguous buffers without arithmetic: what benchmarks take for the limits.
-uint64_t read(const Work& work);
-void exchange(const Work& work, const Span* targets);
-
 }  // namespace fused_penalties

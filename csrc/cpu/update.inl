@@ -145,11 +145,3 @@ void scale(void* weights, uint64_t n, Factors factors) {
     auto* w = static_cast<typename W::Element*>(weights);
     change_all<W, W>(w, w, n, Scale<W>{broadcast(Vector{}, factors.x)});
 }
-
-// Reads both and writes the second, doing next to nothing: the limit that benchmarks compare gradients with.
-void exchange(const void* weights, void* grads, uint64_t bytes) {
-    const auto* w = static_cast<const float*>(weights);
-    auto* g = static_cast<float*>(grads);
-    for (uint64_t i = 0; i + kFloats <= bytes / 4; i += kFloats)
-        store_floats(g + i, bits_xor(load_floats(w + i), load_floats(g + i)));
-}
