@@ -28,9 +28,7 @@ def build(folder: Path, *options: str, target: str = "driver") -> Path:
     """Builds the driver, or another program of tests/native, and returns it."""
     cmake, environment = shutil.which("cmake", path=PATH), {**os.environ, "PATH": PATH}
     assert cmake is not None, 'the extra "test" installs cmake'
-    configure = [cmake, "-S", SOURCE, "-B", folder, "-G", "Ninja", *options]
-    configure += ["-DFUSED_PENALTIES_PYTHON=OFF", "-DFUSED_PENALTIES_NATIVE_TESTS=ON"]
-    configure += ["-DFUSED_PENALTIES_CUDA=OFF"]
+    configure = [cmake, "-S", SOURCE / "tests/native", "-B", folder, "-G", "Ninja", *options]
     for command in (configure, [cmake, "--build", folder, "--target", target]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

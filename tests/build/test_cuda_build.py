@@ -69,6 +69,13 @@ def test_cuda_can_be_left_out(tmp_path: Path) -> None:
     assert "fused_penalties_cuda" not in ninja(tmp_path)
 
 
+def test_the_emulated_gpu_has_to_be_named(tmp_path: Path) -> None:
+    """It is the tests', not the package's."""
+    status, said = configure(tmp_path, "FUSED_PENALTIES_CUDA=EMULATED")
+    assert status != 0
+    assert "FUSED_PENALTIES_EMULATOR does not name the folder" in said
+
+
 @pytest.mark.parametrize("how", ["option", "variable"])
 def test_the_architectures_can_be_chosen(how: str, tmp_path: Path) -> None:
     """Without asking for CUDA: a compiler that is there is used."""

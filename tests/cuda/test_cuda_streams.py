@@ -554,7 +554,7 @@ def test_results_that_nobody_wants() -> None:
 
 # Errors.
 
-MESSAGE = r"(csrc/cuda/(launch\.cu|queue\.cpp)|tests/native/emulated\.cpp):\d+: cudaError\w+: .+"
+MESSAGE = r"(csrc/cuda|tests/native/emulated)/\w+\.(cu|cpp):\d+: cudaError\w+: .+"
 NEVER = -1
 
 

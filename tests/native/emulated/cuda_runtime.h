@@ -1,4 +1,4 @@
-// The part of CUDA's runtime that csrc/cuda/queue.cpp calls, as tests/native/emulated.cpp plays it.
+// The part of CUDA's runtime that csrc/cuda/queue.cpp calls, as the files beside this one play it.
 #pragma once
 
 #include <cstddef>

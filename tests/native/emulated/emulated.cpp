@@ -37,7 +37,7 @@ namespace fused_penalties {
 namespace cuda {
 namespace {
 
-constexpr const char* kFile = "tests/native/emulated.cpp";
+constexpr const char* kFile = "tests/native/emulated/emulated.cpp";
 
 using Action = std::function<void()>;
 
