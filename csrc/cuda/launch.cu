@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "finish.hpp"
 #include "launch.hpp"
 #include "program.hpp"
 #include "runtime.hpp"

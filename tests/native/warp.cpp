@@ -24,6 +24,7 @@
 #include <vector>
 
 #define FUSED_PENALTIES_GPU_GRADIENT_PREFETCH 1  // reads here, and what it reads must be there
+#include "cuda/finish.hpp"
 #include "cuda/program.hpp"
 #include "cuda/table.hpp"
 #include "exact.hpp"

@@ -25,6 +25,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/finish.hpp"
 #include "cuda/launch.hpp"
 #include "cuda/program.hpp"
 #include "cuda/runtime.hpp"
