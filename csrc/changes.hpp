@@ -12,7 +12,7 @@
 
 #include <cmath>
 
-#include "canon.hpp"
+#include "convention.hpp"
 
 namespace fused_penalties {
 
@@ -52,16 +52,6 @@ constexpr bool concerns(ChangeKind kind, double l1, double l2) {
 }
 
 namespace canon {
-
-// A coefficient that is zero leaves its term out, whatever it is multiplied by.
-FUSED_PENALTIES_HD inline double times(double coefficient, double factor) {
-    return coefficient != 0 ? multiply(coefficient, factor) : 0;
-}
-
-// The float64 penalty of a buffer.
-FUSED_PENALTIES_HD inline double term(double l1, double l2, double abs, double square) {
-    return add(times(l1, abs), times(l2, square));
-}
 
 // The number for `clip`: what gradients of this L2 norm are multiplied by, to have at most the norm wanted. NaN
 // remains.

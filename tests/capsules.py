@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 CUDA, CUDA_MANAGED, READ_ONLY = 2, 13, 1
-CODES = {"float16": 2, "bfloat16": 4, "float32": 2, "float64": 2, "int32": 0, "int64": 0}
+CODES = {
+    "float16": 2,
+    "bfloat16": 4,
+    "float32": 2,
+    "float64": 2,
+    "int32": 0,
+    "int64": 0,
+    "uint8": 1,
+}
 
 
 class Device(ctypes.Structure):

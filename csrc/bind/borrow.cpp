@@ -224,6 +224,33 @@ bool Library::current_stream(void** stream) const {
     throw py::error_already_set();
 }
 
+DeviceArrays::DeviceArrays(const py::object& example)
+    : type_(py::type::of(example)), api_(exchange_api(Py_TYPE(example.ptr()))) {}
+
+void* DeviceArrays::find(py::handle array, int device, size_t bytes) const {
+    uint64_t found = 0;
+    dlpack::Device where{dlpack::kCuda, 0};
+    void* data = nullptr;
+    if (!py::type::handle_of(array).is(type_)) throw py::type_error("memory: got an array of another library");
+    if (api_) {
+        dlpack::Tensor tensor;
+        if (api_->tensor_from_object(array.ptr(), &tensor) != 0) throw py::error_already_set();
+        data = static_cast<unsigned char*>(tensor.data) + tensor.byte_offset;
+        where = tensor.device;
+        found = tensor.dtype.bits / 8;
+        for (int k = 0; k < tensor.ndim; ++k) found *= uint64_t(tensor.shape[k]);
+    } else {
+        const py::object pointer = array.attr("data");
+        data = PyLong_AsVoidPtr(pointer.attr("ptr").ptr());
+        where.id = pointer.attr("device_id").cast<int32_t>();
+        found = array.attr("nbytes").cast<uint64_t>();
+    }
+    if (plain(where).type != dlpack::kCuda || where.id != device || found < bytes)
+        throw py::value_error("memory: got " + std::to_string(found) + " bytes on " + name_of(where) + "; wanted " +
+                              std::to_string(bytes) + " on cuda:" + std::to_string(device));
+    return data;
+}
+
 Seen::Seen(const py::list& items) {
     const PyObject* cupy = cupy_type();
     all_.reserve(items.size());

@@ -67,6 +67,20 @@ private:
     bool complete_ = false;  // else there are other kinds of arrays too
 };
 
+// Where arrays of one library, torch or CuPy, lie on a device: those that results are written to.
+class DeviceArrays {
+public:
+    DeviceArrays() = default;
+    explicit DeviceArrays(const py::object& example);
+
+    // Throws ValueError unless it is on that device, and has at least so many bytes.
+    void* find(py::handle array, int device, size_t bytes) const;
+
+private:
+    py::object type_;                           // theirs
+    const dlpack::ExchangeApi* api_ = nullptr;  // null for CuPy
+};
+
 // What the arrays of a list are borrowed for.
 enum class Use {
     read,   // once, in this call

@@ -4,6 +4,10 @@
 
 #include <algorithm>
 
+#include "convention.hpp"
+#include "cpu/float_environment.hpp"
+#include "results.hpp"
+
 namespace fused_penalties {
 namespace {
 
@@ -38,9 +42,11 @@ bool overlapping(std::vector<Reach>& reaches) {
 
 }  // namespace
 
-BoundWeights::BoundWeights(const py::object& items, const py::object& names, bool single)
-    : names_(names), single_(single) {
+BoundWeights::BoundWeights(const py::object& items, const py::object& names, bool single, bool keep)
+    : names_(names), single_(single), keep_(keep) {
     const auto take = [this](const Items&, size_t, const View& view) {
+        wide_ = wide_ || computed_in_double(view.dtype);
+        if (!keep_) return spans_.add(view);
         Weight& weight = weights_.emplace_back(
             Weight{view, {view.shape, view.shape + view.rank}, {view.strides, view.strides + view.rank}, {}});
         weight.view.shape = weight.shape.data();
@@ -48,7 +54,7 @@ BoundWeights::BoundWeights(const py::object& items, const py::object& names, boo
         weight.reach = reach(weight.view);
         spans_.add(weight.view);
     };
-    items_ = std::make_unique<Items>("weights", items, names, single, Use::keep, take);
+    items_ = std::make_unique<Items>("weights", items, names, single, keep ? Use::keep : Use::read, take);
 }
 
 std::vector<std::string> BoundWeights::dtypes() const {
@@ -57,18 +63,59 @@ std::vector<std::string> BoundWeights::dtypes() const {
     return names;
 }
 
-void BoundWeights::check_coefficients(const std::vector<double>& l1, const std::vector<double>& l2) const {
-    if (l1.size() != size() || l2.size() != size())
-        throw py::value_error("coefficients: got " + std::to_string(l1.size()) + " and " + std::to_string(l2.size()) +
-                              "; wanted " + std::to_string(size()));
-    for (size_t i = 0; i < size(); ++i)
-        if (!(l1[i] >= 0 && l2[i] >= 0))
-            throw py::value_error(items_->label(i) + ": got a coefficient that is negative or NaN");
+py::array_t<int64_t> BoundWeights::sizes() const {
+    py::array_t<int64_t> sizes(static_cast<py::ssize_t>(size()));
+    std::transform(spans_.begin(), spans_.end(), sizes.mutable_data(),
+                   [](const Span& span) { return int64_t(span.count); });
+    return sizes;
 }
 
-void BoundWeights::check_writable(size_t i) const { check_target(*items_, i, weights_[i].view); }
+std::vector<double> BoundWeights::coefficients(const py::object& given) const {
+    std::vector<double> values = PyFloat_Check(given.ptr()) ? std::vector<double>(size(), given.cast<double>())
+                                                            : given.cast<std::vector<double>>();
+    if (values.size() != size())
+        throw py::value_error("coefficients: got " + std::to_string(values.size()) + "; wanted " +
+                              std::to_string(size()));
+    const DefaultFloatEnvironment environment;
+    for (size_t i = 0; i < size(); ++i) {
+        if (!(values[i] >= 0)) throw py::value_error(items_->label(i) + ": got a coefficient that is negative or NaN");
+        values[i] = rounded_coefficient(values[i], spans_[i].dtype);
+    }
+    return values;
+}
+
+py::object BoundWeights::finished(const std::vector<double>& terms) const {
+    return numpy_scalar(total_of(terms), wide_);
+}
+
+py::array BoundWeights::finished_each(const py::array_t<double>& terms) const {
+    if (size_t(terms.size()) != size())
+        throw py::value_error("terms: got " + std::to_string(terms.size()) + "; wanted " + std::to_string(size()));
+    return wide_ ? py::array(finished_as<double>(terms)) : py::array(finished_as<float>(terms));
+}
+
+template <class Result>
+py::array_t<Result> BoundWeights::finished_as(const py::array_t<double>& terms) const {
+    py::array_t<Result> results(static_cast<py::ssize_t>(size()));
+    const auto from = terms.unchecked<1>();
+    Result* const to = results.mutable_data();
+    const DefaultFloatEnvironment environment;
+    for (size_t i = 0; i < size(); ++i)
+        to[i] = Result(rounded(from(py::ssize_t(i)), computed_in_double(spans_[i].dtype)));
+    return results;
+}
+
+void BoundWeights::check_kept() const {
+    if (!keep_) throw py::value_error("this plan was made for one read of its weights; wanted one that keeps them");
+}
+
+void BoundWeights::check_writable(size_t i) const {
+    check_kept();
+    check_target(*items_, i, weights_[i].view);
+}
 
 bool BoundWeights::tied(const std::vector<size_t>& some) const {
+    if (!keep_) return false;  // as good as any answer: only changes ask
     std::vector<Reach> reaches;
     for (size_t i : some) collect(reaches, weights_[i].reach);
     return overlapping(reaches);
@@ -100,6 +147,7 @@ void BoundWeights::check_grad(const Items& items, size_t i, const View& grad) co
 
 BoundGrads BoundWeights::find(const py::object& grads,
                               const std::function<void(BoundGrads&, size_t, const View&)>& take) const {
+    check_kept();
     const py::tuple fixed(grads);  // whose length stays what is checked here
     if (fixed.size() != size())
         throw py::value_error("grads: got " + std::to_string(fixed.size()) + "; wanted one for each of " +

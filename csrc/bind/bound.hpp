@@ -1,4 +1,5 @@
-// The weights of a plan, wherever they are: what they are, where they are, and which gradients go with them.
+// The weights of a plan, wherever they are: what they are, where they are, and which gradients go with them. What both
+// kinds of plans do without a look at the weights' memory is here too.
 #pragma once
 
 #include <deque>
@@ -22,16 +23,29 @@ struct BoundGrads {
 // Made and destroyed with the GIL held, as Items are.
 class BoundWeights {
 public:
-    BoundWeights(const py::object& items, const py::object& names, bool single);
+    // With `keep` for many calls; else for one, which reads and changes nothing.
+    BoundWeights(const py::object& items, const py::object& names, bool single, bool keep);
 
-    size_t size() const { return weights_.size(); }
+    size_t size() const { return spans_.size(); }
     const Items& items() const { return *items_; }
     const Spans& spans() const { return spans_; }
-    Spans& spans() { return spans_; }
-    std::vector<std::string> dtypes() const;
+    // Leaves every piece of memory in at its first place only; a repeat counts as empty.
+    void drop_repeats() { spans_.drop_repeats(); }
 
-    // Throws ValueError unless there are coefficients for all, none of them negative or NaN.
-    void check_coefficients(const std::vector<double>& l1, const std::vector<double>& l2) const;
+    std::vector<std::string> dtypes() const;
+    // How many elements each buffer has.
+    py::array_t<int64_t> sizes() const;
+    // True if the results of all are float64, not float32: if one of the weights is.
+    bool wide() const { return wide_; }
+
+    // Coefficients as they multiply, from a float for all or a list with one for each, before they are rounded.
+    // Throws ValueError for a list of another length, or for a coefficient that is negative or NaN.
+    std::vector<double> coefficients(const py::object& given) const;
+    // The results of the float64 terms of some penalties: of their sum; and of each, where there is one for each
+    // buffer.
+    py::object finished(const std::vector<double>& terms) const;
+    py::array finished_each(const py::array_t<double>& terms) const;
+
     // Throws ValueError unless weight i may be changed in place.
     void check_writable(size_t i) const;
     // True if any two of these weights share memory.
@@ -52,12 +66,15 @@ private:
         Reach reach;
     };
 
+    void check_kept() const;
+    template <class Result>
+    py::array_t<Result> finished_as(const py::array_t<double>& terms) const;
     void check_grad(const Items& items, size_t i, const View& grad) const;
     BoundGrads find(const py::object& grads, const std::function<void(BoundGrads&, size_t, const View&)>& take) const;
 
     py::object names_;
-    bool single_;
-    std::deque<Weight> weights_;
+    bool single_, keep_, wide_ = false;
+    std::deque<Weight> weights_;  // if they are kept
     Spans spans_;
     std::unique_ptr<Items> items_;
 };

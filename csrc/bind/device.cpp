@@ -1,5 +1,5 @@
 // A plan whose weights are on a GPU. Memory there is the caller's to allocate, who knows its library's pool: what
-// comes from Python are addresses and streams.
+// comes from Python are arrays and the handles of streams.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,16 +16,13 @@ namespace {
 
 using cuda::HostTable;
 using cuda::Queue;
-using Address = uintptr_t;
+using Handle = uintptr_t;  // a cudaStream_t, as Python has it
 
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
+void* stream_of(Handle handle) { return reinterpret_cast<void*>(handle); }
 
 // The parts of a workspace, one after the other.
-cuda::Workspace workspace_at(Address address, const HostTable& table) {
-    auto* limbs = at<int64_t>(address);
+cuda::Workspace workspace_at(void* memory, const HostTable& table) {
+    auto* limbs = static_cast<int64_t*>(memory);
     auto* singles = reinterpret_cast<BlockSums*>(limbs + (1 + table.slots()) * cuda::kRow);
     return {limbs, singles, reinterpret_cast<uint32_t*>(singles + table.buffers())};
 }
@@ -41,6 +38,12 @@ struct GradTable {
     Library library;
     bool with_weights;
     Seen seen;  // nothing, until they are worth to be known again
+};
+
+// Coefficients as they are on the device. A call is refused if it is given others than the last ones.
+struct DeviceStrengths {
+    uint64_t generation;
+    std::vector<double> l1, l2;
 };
 
 // What Python holds of the device: its current one in a `with` block.
@@ -60,104 +63,115 @@ public:
           l2_(weights_.size()),
           penalized_(weights_.size()) {}
 
+    const BoundWeights& weights() const { return weights_; }
     int device() const { return weights_.items().device(); }
-    std::vector<std::string> dtypes() const { return weights_.dtypes(); }
-    py::array_t<int64_t> sizes() const { return sizes_of(weights_.spans()); }
     const HostTable& table() const { return table_; }
 
     // The stream that the weights' library works on now, or None if it does not say.
     py::object stream() const {
         void* stream = nullptr;
         if (!weights_.items().library().current_stream(&stream)) return py::none();
-        return py::int_(reinterpret_cast<Address>(stream));
+        return py::int_(reinterpret_cast<Handle>(stream));
     }
 
-    bool capturing(Address stream) const {
+    bool capturing(Handle stream) const {
         const Unlocked unlocked;
         return cuda::capturing(queue(stream));
     }
 
-    // Takes the plan's memory into use. What a graph has captured may run at any time, beside other calls, and so has
-    // a workspace of its own.
-    void attach(Address stream, Address table, Address coefficients, Address workspace, Address captured) {
-        uploaded_ = table;
-        coefficients_ = {at<double>(coefficients), at<double>(coefficients) + weights_.size()};
-        workspaces_[0] = workspace;
-        workspaces_[1] = captured;
-        in_turn(stream, [&](const Queue& queue, bool) {
+    // Takes arrays of bytes into use as the plan's memory, and keeps them. What a graph has captured may run at any
+    // time, beside other calls, and so has a workspace of its own.
+    void attach(Handle stream, const py::object& table, const py::object& coefficients, const py::object& workspace,
+                const py::object& captured) {
+        memory_ = {table, coefficients, workspace, captured};
+        arrays_ = DeviceArrays(table);
+        uploaded_ = memory(table, table_.bytes().size());
+        auto* const l1 = static_cast<double*>(memory(coefficients, 2 * weights_.size() * sizeof(double)));
+        coefficients_ = {l1, l1 + weights_.size()};
+        workspaces_[0] = memory(workspace, workspace_bytes(table_));
+        workspaces_[1] = memory(captured, workspace_bytes(table_));
+        after_earlier_calls(stream, [&](const Queue& queue, bool) {
             cuda::prepare(device());
-            cuda::upload(queue, at<void>(table), table_.bytes().data(), table_.bytes().size());
-            for (Address each : workspaces_) cuda::clear(queue, at<void>(each), workspace_bytes(table_));
+            cuda::upload(queue, uploaded_, table_.bytes().data(), table_.bytes().size());
+            for (void* each : workspaces_) cuda::clear(queue, each, workspace_bytes(table_));
         });
     }
 
-    void upload(Address stream, const GradTable& grads, Address to) {
-        in_turn(stream, [&](const Queue& queue, bool) {
-            cuda::upload(queue, at<void>(to), grads.table.bytes().data(), grads.table.bytes().size());
-        });
+    void upload(Handle stream, const GradTable& grads, const py::object& array) {
+        const auto& bytes = grads.table.bytes();
+        void* const to = memory(array, bytes.size());
+        after_earlier_calls(stream,
+                            [&](const Queue& queue, bool) { cuda::upload(queue, to, bytes.data(), bytes.size()); });
     }
 
     // What tells when the plan's last work is done,
     const std::shared_ptr<cuda::Turns>& turns() const { return turns_; }
     // or all until now, whatever follows.
-    std::shared_ptr<cuda::Turns> until_now(Address stream) {
+    std::shared_ptr<cuda::Turns> until_now(Handle stream) {
         const auto turns = new_turns();
-        in_turn(stream, [&](const Queue& queue, bool) { turns->done(queue); });
+        after_earlier_calls(stream, [&](const Queue& queue, bool) { turns->done(queue); });
         return turns;
     }
 
-    // Returns a number for these, with which calls say that they mean them.
-    uint64_t set_coefficients(Address stream, const std::vector<double>& l1, const std::vector<double>& l2) {
-        weights_.check_coefficients(l1, l2);
+    std::unique_ptr<DeviceStrengths> strengths(Handle stream, const py::object& l1_of_all,
+                                               const py::object& l2_of_all) {
+        auto made = std::make_unique<DeviceStrengths>(
+            DeviceStrengths{0, weights_.coefficients(l1_of_all), weights_.coefficients(l2_of_all)});
+        const std::vector<double>&l1 = made->l1, &l2 = made->l2;
         std::vector<double> both(l1);
         both.insert(both.end(), l2.begin(), l2.end());
-        uint64_t generation = 0;
-        in_turn(stream, [&](const Queue& queue, bool) {
-            generation = ++generation_;
+        after_earlier_calls(stream, [&](const Queue& queue, bool) {
+            made->generation = ++generation_;
             cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
         });
         l1_ = l1;
         l2_ = l2;
         for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
-        return generation;
+        return made;
     }
 
-    void sums(Address stream, Address abs, Address square, Address totals) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
+    // Into arrays of float64: both sums of each buffer, and both over all.
+    void sums(Handle stream, const py::object& each, const py::object& totals) {
+        auto* const abs = doubles(each, 2 * weights_.size());
+        auto* const both = doubles(totals, 2);
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
             sum(queue, captured, {});
             auto results = finish(captured);
-            results.abs = at<double>(abs);
-            results.square = at<double>(square);
-            results.totals = at<double>(totals);
+            results.abs = abs;
+            results.square = abs + weights_.size();
+            results.totals = both;
             cuda::launch(queue, results);
         });
     }
 
-    // `norm` has room for two float64: the L2 norm, and the clipping factor, which only clip reads.
-    void norm(Address stream, Address norm) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
+    // Into an array of two float64: the L2 norm, and the clipping factor, which only clip reads.
+    void norm(Handle stream, const py::object& norm) {
+        auto* const both = doubles(norm, 2);
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
             sum(queue, captured, {});
             auto results = finish(captured);
-            results.norm = at<double>(norm);
+            results.norm = both;
             cuda::launch(queue, results);
         });
     }
 
-    void limbs(Address stream, Address limbs) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
+    void limbs(Handle stream, const py::object& limbs) {
+        auto* const to = static_cast<int64_t*>(memory(limbs, weights_.size() * cuda::kRow * sizeof(int64_t)));
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
             sum(queue, captured, {});
             auto results = finish(captured);
-            results.limbs = at<int64_t>(limbs);
+            results.limbs = to;
             cuda::launch(queue, results);
         });
     }
 
-    // The penalty, of all buffers and of each; 0 for what is not wanted.
-    void value(Address stream, uint64_t generation, Address value, Address values, bool wide) {
-        in_turn(stream, [&](const Queue& queue, bool captured) {
-            check(generation);
+    // The penalty, of all buffers and of each, into arrays of the results' dtype; None for what is not wanted.
+    void value(Handle stream, const DeviceStrengths& strengths, const py::object& value, const py::object& values) {
+        void *const of_all = results(value, 1), *const of_each = results(values, weights_.size());
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
+            check(strengths);
             sum(queue, captured, coefficients_);
-            finish_penalty(queue, captured, value, values, wide);
+            finish_penalty(queue, captured, of_all, of_each);
         });
     }
 
@@ -174,27 +188,30 @@ public:
         return {std::move(table), bound.items->library(), true, {}};
     }
 
-    void add_grad(Address stream, uint64_t generation, const GradTable& grads, Address uploaded, double upstream) {
+    void add_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads, const py::object& uploaded,
+                  double upstream) {
+        void* const there = memory(uploaded, grads.table.bytes().size());
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
-            check(generation);
-            differentiate(queue, captured, grads.table, uploaded, upstream, false);
+            check(strengths);
+            differentiate(queue, captured, grads.table, there, upstream, false);
         });
     }
 
-    void value_and_grad(Address stream, uint64_t generation, const GradTable& grads, Address uploaded, double upstream,
-                        Address value, bool wide) {
+    void value_and_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads,
+                        const py::object& uploaded, double upstream, const py::object& value) {
+        void *const there = memory(uploaded, grads.table.bytes().size()), *const of_all = results(value, 1);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
-            check(generation);
-            differentiate(queue, captured, grads.table, uploaded, upstream, true);
-            finish_penalty(queue, captured, value, 0, wide);
+            check(strengths);
+            differentiate(queue, captured, grads.table, there, upstream, true);
+            finish_penalty(queue, captured, of_all, nullptr);
         });
     }
 
-    void prox(Address stream, uint64_t generation, double step) {
-        update(stream, generation, ChangeKind::proximal, step);
+    void prox(Handle stream, const DeviceStrengths& strengths, double step) {
+        update(stream, strengths, ChangeKind::proximal, step);
     }
-    void decay(Address stream, uint64_t generation, double rate) {
-        update(stream, generation, ChangeKind::decay, rate);
+    void decay(Handle stream, const DeviceStrengths& strengths, double rate) {
+        update(stream, strengths, ChangeKind::decay, rate);
     }
 
     GradTable norm_table(const py::object& grads) const {
@@ -210,22 +227,25 @@ public:
     }
 
     // `norm` is two float64: the norm of the table's buffers, and the factor that they are scaled by.
-    void clip(Address stream, const GradTable& grads, Address uploaded, Address workspace, Address captured_workspace,
-              double max_norm, Address norm) {
+    void clip(Handle stream, const GradTable& grads, const py::object& uploaded, const py::object& workspace,
+              const py::object& captured_workspace, double max_norm, const py::object& norm) {
         const HostTable& table = grads.table;
+        void* const there = memory(uploaded, table.bytes().size());
+        void* const rooms[] = {memory(workspace, workspace_bytes(table)),
+                               memory(captured_workspace, workspace_bytes(table))};
+        auto* const both = doubles(norm, 2);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
-            const Address room = captured ? captured_workspace : workspace;
-            const cuda::Workspace space = workspace_at(room, table);
-            cuda::clear(queue, at<void>(room), workspace_bytes(table));
-            const cuda::Table there = table.at(at<void>(uploaded));
-            cuda::launch(queue, table, cuda::SumArguments{there, {}, space, {}});
+            const cuda::Workspace space = workspace_at(rooms[captured], table);
+            cuda::clear(queue, rooms[captured], workspace_bytes(table));
+            const cuda::Table on_device = table.at(there);
+            cuda::launch(queue, table, cuda::SumArguments{on_device, {}, space, {}});
             cuda::FinishArguments results{};
-            results.table = there;
+            results.table = on_device;
             results.workspace = space;
-            results.norm = at<double>(norm);
+            results.norm = both;
             results.max_norm = max_norm;
             cuda::launch(queue, results);
-            cuda::launch(queue, table, cuda::UpdateArguments{ChangeKind::clip, there, {}, {}, 0, results.norm + 1});
+            cuda::launch(queue, table, cuda::UpdateArguments{ChangeKind::clip, on_device, {}, {}, 0, both + 1});
         });
     }
 
@@ -243,12 +263,21 @@ private:
         return all;
     }
 
-    Queue queue(Address stream) const { return {device(), at<void>(stream)}; }
+    Queue queue(Handle stream) const { return {device(), stream_of(stream)}; }
+
+    // Where an array of the plan's library lies, which has room for so many bytes.
+    void* memory(const py::object& array, size_t bytes) const { return arrays_.find(array, device(), bytes); }
+    double* doubles(const py::object& array, size_t count) const {
+        return static_cast<double*>(memory(array, count * sizeof(double)));
+    }
+    void* results(const py::object& array, size_t count) const {
+        return array.is_none() ? nullptr : memory(array, count * (weights_.wide() ? sizeof(double) : sizeof(float)));
+    }
 
     // Calls run(queue, captured) after whatever this plan did before, on any stream: its calls share workspaces. A
     // graph that is captured cannot wait for what is outside of it.
     template <class Run>
-    void in_turn(Address stream, const Run& run) {
+    void after_earlier_calls(Handle stream, const Run& run) {
         weights_.items().check_unmoved();
         const Unlocked unlocked;  // a full queue may have to wait for a callback that wants it
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -256,7 +285,7 @@ private:
         const bool captured = cuda::capturing(on);
         if (!captured) turns_->wait(on);
         try {
-            if (spoiled_[captured]) cuda::clear(on, at<void>(workspaces_[captured]), workspace_bytes(table_));
+            if (spoiled_[captured]) cuda::clear(on, workspaces_[captured], workspace_bytes(table_));
             spoiled_[captured] = true;  // until all of it is under way: the last kernel leaves zeros
             run(on, captured);
             spoiled_[captured] = false;
@@ -269,10 +298,10 @@ private:
 
     // The same, between what is on the stream of the gradients' library before and what will be.
     template <class Run>
-    void with_grads(Address stream, const GradTable& grads, const Run& run) {
+    void with_grads(Handle stream, const GradTable& grads, const Run& run) {
         void* other = nullptr;
-        const bool apart = grads.library.current_stream(&other) && other != at<void>(stream);
-        in_turn(stream, [&](const Queue& on, bool captured) {
+        const bool apart = grads.library.current_stream(&other) && other != stream_of(stream);
+        after_earlier_calls(stream, [&](const Queue& on, bool captured) {
             const bool waited = apart && cuda::wait(on, other);
             try {
                 run(on, captured);
@@ -288,17 +317,17 @@ private:
     }
 
     cuda::Workspace workspace(bool captured) const { return workspace_at(workspaces_[captured], table_); }
-    cuda::Table uploaded_table() const { return table_.at(at<void>(uploaded_)); }
+    cuda::Table uploaded_table() const { return table_.at(uploaded_); }
 
     void sum(const Queue& queue, bool captured, const cuda::Coefficients& coefficients) {
         cuda::launch(queue, table_, cuda::SumArguments{uploaded_table(), {}, workspace(captured), coefficients});
     }
 
-    void differentiate(const Queue& queue, bool captured, const HostTable& table, Address uploaded, double upstream,
+    void differentiate(const Queue& queue, bool captured, const HostTable& table, void* uploaded, double upstream,
                        bool sum) {
-        cuda::launch(queue, table,
-                     cuda::GradientArguments{
-                         table.at(at<void>(uploaded)), {}, workspace(captured), coefficients_, upstream, sum});
+        cuda::launch(
+            queue, table,
+            cuda::GradientArguments{table.at(uploaded), {}, workspace(captured), coefficients_, upstream, sum});
     }
 
     cuda::FinishArguments finish(bool captured) const {
@@ -309,25 +338,25 @@ private:
         return results;
     }
 
-    void finish_penalty(const Queue& queue, bool captured, Address value, Address values, bool wide) {
+    void finish_penalty(const Queue& queue, bool captured, void* value, void* values) {
         auto results = finish(captured);
-        results.value = at<void>(value);
-        results.values = at<void>(values);
-        results.wide = wide;
+        results.value = value;
+        results.values = values;
+        results.wide = weights_.wide();
         cuda::launch(queue, results);
     }
 
     // Throws unless the coefficients on the device are still those that the call means.
-    void check(uint64_t generation) const {
-        if (generation != generation_)
+    void check(const DeviceStrengths& strengths) const {
+        if (strengths.generation != generation_)
             throw std::runtime_error("the plan was given other regularizers during this call");
     }
 
-    void update(Address stream, uint64_t generation, ChangeKind kind, double number) {
+    void update(Handle stream, const DeviceStrengths& strengths, ChangeKind kind, double number) {
         for (size_t i = 0; i < l1_.size(); ++i)
             if (concerns(kind, l1_[i], l2_[i])) weights_.check_writable(i);
-        in_turn(stream, [&](const Queue& queue, bool) {
-            check(generation);
+        after_earlier_calls(stream, [&](const Queue& queue, bool) {
+            check(strengths);
             cuda::launch(queue, table_,
                          cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
         });
@@ -337,7 +366,9 @@ private:
     HostTable table_;
     std::vector<double> l1_, l2_;
     std::vector<bool> penalized_;
-    Address uploaded_ = 0, workspaces_[2] = {0, 0};
+    std::vector<py::object> memory_;  // keeps what the next three point to
+    DeviceArrays arrays_;
+    void *uploaded_ = nullptr, *workspaces_[2] = {nullptr, nullptr};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
     uint64_t generation_ = 0;  // of the coefficients; as they are, only looked at in turn
@@ -359,8 +390,8 @@ void define_device_plan(py::module_& m) {
     m.def("exchange_capture_mode", &cuda::exchange_capture_mode, arg("mode"), WithoutLock());
     m.def(
         "wait_for_stream",
-        [](int device, Address stream, Address other) {
-            if (stream != other) cuda::wait({device, at<void>(stream)}, at<void>(other));
+        [](int device, Handle stream, Handle other) {
+            if (stream != other) cuda::wait({device, stream_of(stream)}, stream_of(other));
         },
         arg("device"), arg("stream"), arg("other"), WithoutLock());
 
@@ -390,10 +421,15 @@ void define_device_plan(py::module_& m) {
             [](const GradTable& x, const GradTable& y) { return &x == &y || x.table.bytes() == y.table.bytes(); },
             arg("other"));
 
+    py::class_<DeviceStrengths>(m, "DeviceStrengths")
+        .def_readonly("l1", &DeviceStrengths::l1)
+        .def_readonly("l2", &DeviceStrengths::l2);
+
     py::class_<DevicePlan>(m, "DevicePlan")
         .def_property_readonly("device", &DevicePlan::device)
-        .def_property_readonly("dtypes", &DevicePlan::dtypes)
-        .def_property_readonly("sizes", &DevicePlan::sizes)
+        .def_property_readonly("dtypes", [](const DevicePlan& plan) { return plan.weights().dtypes(); })
+        .def_property_readonly("sizes", [](const DevicePlan& plan) { return plan.weights().sizes(); })
+        .def_property_readonly("wide", [](const DevicePlan& plan) { return plan.weights().wide(); })
         .def_property_readonly("table_bytes", [](const DevicePlan& plan) { return plan.table().bytes().size(); })
         .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return workspace_bytes(plan.table()); })
         .def("stream", &DevicePlan::stream)
@@ -403,19 +439,29 @@ void define_device_plan(py::module_& m) {
         .def("upload", &DevicePlan::upload, arg("stream"), arg("grads"), arg("to"))
         .def_property_readonly("turns", &DevicePlan::turns)
         .def("until_now", &DevicePlan::until_now, arg("stream"))
-        .def("set_coefficients", &DevicePlan::set_coefficients, arg("stream"), arg("l1"), arg("l2"))
-        .def("sums", &DevicePlan::sums, arg("stream"), arg("abs"), arg("square"), arg("totals"))
+        .def("strengths", &DevicePlan::strengths, arg("stream"), arg("l1"), arg("l2"))
+        .def("sums", &DevicePlan::sums, arg("stream"), arg("each"), arg("totals"))
         .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))
         .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
-        .def("value", &DevicePlan::value, arg("stream"), arg("generation"), arg("value"), arg("values"), arg("wide"))
+        .def("value", &DevicePlan::value, arg("stream"), arg("strengths"), arg("value"), arg("values"))
+        .def(
+            "finished",
+            [](const DevicePlan& plan, const std::vector<double>& terms) { return plan.weights().finished(terms); },
+            arg("terms"))
+        .def(
+            "finished_each",
+            [](const DevicePlan& plan, const py::array_t<double>& terms) {
+                return plan.weights().finished_each(terms);
+            },
+            arg("terms"))
         .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
         .def("again", &DevicePlan::again, arg("known"), arg("grads"))
-        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("generation"), arg("grads"), arg("uploaded"),
+        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("strengths"), arg("grads"), arg("uploaded"),
              arg("upstream"))
-        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("generation"), arg("grads"),
-             arg("uploaded"), arg("upstream"), arg("value"), arg("wide"))
-        .def("prox", &DevicePlan::prox, arg("stream"), arg("generation"), arg("step"))
-        .def("decay", &DevicePlan::decay, arg("stream"), arg("generation"), arg("rate"))
+        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("strengths"), arg("grads"),
+             arg("uploaded"), arg("upstream"), arg("value"))
+        .def("prox", &DevicePlan::prox, arg("stream"), arg("strengths"), arg("step"))
+        .def("decay", &DevicePlan::decay, arg("stream"), arg("strengths"), arg("rate"))
         .def("norm_table", &DevicePlan::norm_table, arg("grads"))
         .def("clip", &DevicePlan::clip, arg("stream"), arg("grads"), arg("uploaded"), arg("workspace"), arg("captured"),
              arg("max_norm"), arg("norm"));

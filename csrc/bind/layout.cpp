@@ -1,9 +1,8 @@
 #include "layout.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
-#include <set>
-#include <tuple>
 
 namespace fused_penalties {
 namespace {
@@ -48,6 +47,13 @@ std::vector<Joint> joint_axes(const View& view, const View& other) {
 
 void sort_longest_stride_first(std::vector<Joint>& axes) {
     std::sort(axes.begin(), axes.end(), [](const Joint& x, const Joint& y) { return x.stride > y.stride; });
+}
+
+bool same(const Span& x, const Span& y) {
+    return x.data == y.data && x.count == y.count && x.dtype == y.dtype && x.swapped == y.swapped &&
+           std::equal(x.axes, x.axes + x.rank, y.axes, y.axes + y.rank, [](const Axis& one, const Axis& other) {
+               return one.extent == other.extent && one.stride == other.stride;
+           });
 }
 
 Span dense_span(const View& view) { return {view.data, view.count(), nullptr, 0, view.dtype, view.swapped}; }
@@ -98,15 +104,25 @@ void Spans::add(Span span, std::vector<Axis> axes) {
 }
 
 void Spans::drop_repeats() {
-    std::set<std::tuple<const unsigned char*, uint64_t, DType, bool, std::vector<int64_t>>> seen;
-    for (Span& span : spans_) {
-        std::vector<int64_t> layout;
-        for (int k = 0; k < span.rank; ++k) {
-            layout.push_back(span.axes[k].extent);
-            layout.push_back(span.axes[k].stride);
-        }
-        if (!seen.emplace(span.data, span.count, span.dtype, span.swapped, std::move(layout)).second) span.count = 0;
+    const std::vector<size_t> first = first_places(spans_);
+    for (size_t i = 0; i < first.size(); ++i)
+        if (first[i] != i) spans_[i].count = 0;
+}
+
+// By a table of the places, in which each is looked for from where its address points to.
+std::vector<size_t> first_places(const std::vector<Span>& spans) {
+    size_t size = 1;
+    while (size < 2 * spans.size()) size *= 2;
+    constexpr size_t kFree = size_t(-1);
+    std::vector<size_t> table(size, kFree), first(spans.size());
+    for (size_t i = 0; i < spans.size(); ++i) {
+        const uint64_t mixed = reinterpret_cast<uintptr_t>(spans[i].data) * 0x9e3779b97f4a7c15u;
+        size_t at = size_t(mixed >> 32) & (size - 1);
+        while (table[at] != kFree && !same(spans[table[at]], spans[i])) at = (at + 1) & (size - 1);
+        if (table[at] == kFree) table[at] = i;
+        first[i] = table[at];
     }
+    return first;
 }
 
 bool repeats(const View& view) {

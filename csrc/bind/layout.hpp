@@ -23,6 +23,7 @@ public:
     size_t size() const { return spans_.size(); }
     const Span* data() const { return spans_.data(); }
     const Span& operator[](size_t i) const { return spans_[i]; }
+    const std::vector<Span>& all() const { return spans_; }
     std::vector<Span>::const_iterator begin() const { return spans_.begin(); }
     std::vector<Span>::const_iterator end() const { return spans_.end(); }
 
@@ -32,6 +33,9 @@ private:
     std::vector<Span> spans_;
     std::list<std::vector<Axis>> axes_;  // a list, whose elements stay where they are
 };
+
+// For each span the first that is the same memory in the same order: itself, if there is none before it.
+std::vector<size_t> first_places(const std::vector<Span>& spans);
 
 // True if a view repeats or interleaves its elements, as broadcast views and sliding windows do.
 bool repeats(const View& view);

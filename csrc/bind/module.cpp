@@ -10,10 +10,7 @@
 #include "borrow.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/pool.hpp"
-#include "cpu/sweep.hpp"
-#include "layout.hpp"
-#include "lock.hpp"
-#include "signals.hpp"
+#include "results.hpp"
 #include "threads.hpp"
 
 namespace fused_penalties {
@@ -21,54 +18,6 @@ namespace {
 
 using Doubles = py::array_t<double>;
 using Limbs = py::array_t<int64_t, py::array::c_style>;  // of no other dtype, which would be rounded
-
-// The weights of one call.
-struct Weights {
-    Spans spans;
-    Items items;
-
-    Weights(const py::object& items, const py::object& names, bool single)
-        : items("weights", items, names, single, Use::read,
-                [this](const Items&, size_t, const View& view) { spans.add(view); }) {}
-};
-
-py::module_ device_module() { return py::module_::import("fused_penalties._device"); }
-
-py::object sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
-    const int at_most = checked_threads(threads);
-    Weights weights(items, names, single);
-    if (weights.items.device() >= 0) return device_module().attr("sums")(items, names, single, unique);
-    Spans& spans = weights.spans;
-    if (unique) spans.drop_repeats();
-    const Line line(spans.data(), spans.size());
-    const Work work{spans.data(), line, at_most, active_kernels(), check_signals};
-    Doubles abs(py::ssize_t(spans.size())), square(py::ssize_t(spans.size()));
-    ExactSums total;
-    const SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
-    {
-        const Unlocked unlocked;
-        std::vector<ExactSums> cut;
-        sum(work, cut, out);
-    }
-    return py::make_tuple(abs, square, total.abs.value(), total.square.value(), sizes_of(spans));
-}
-
-py::object partial_sums(const py::object& items, const py::object& names, bool single, const py::object& threads) {
-    const int at_most = checked_threads(threads);
-    const Weights weights(items, names, single);
-    if (weights.items.device() >= 0) return device_module().attr("partial_sums")(items, names, single);
-    const Spans& spans = weights.spans;
-    const Line line(spans.data(), spans.size());
-    const Work work{spans.data(), line, at_most, active_kernels(), check_signals};
-    Limbs limbs({py::ssize_t(spans.size()), py::ssize_t(2), py::ssize_t(kLimbs)});
-    const SumsOut out{nullptr, nullptr, limbs.mutable_data(), nullptr};
-    {
-        const Unlocked unlocked;
-        std::vector<ExactSums> cut;
-        sum(work, cut, out);
-    }
-    return limbs;
-}
 
 // Of one array; errors begin with the label.
 std::string dtype_of(const py::object& array, const std::string& label) {
@@ -116,6 +65,43 @@ py::tuple sums_of_limbs(const Limbs& limbs) {
     return py::make_tuple(abs, square, total[0].value(), total[1].value());
 }
 
+DType dtype_named(const std::string& name) {
+    for (int i = 0; i < kDTypes; ++i)
+        if (name == name_of(DType(i))) return DType(i);
+    throw py::value_error("dtype: got " + name);
+}
+
+// Of one buffer, in float64, from its sums and coefficients that are not rounded yet.
+double term(const std::string& dtype, double abs, double square, double l1, double l2) {
+    const DefaultFloatEnvironment environment;
+    const DType of = dtype_named(dtype);
+    return canon::term(rounded_coefficient(l1, of), rounded_coefficient(l2, of), abs, square);
+}
+
+// Of many, whose coefficients are rounded.
+Doubles terms(const Doubles& abs, const Doubles& square, const std::vector<double>& l1, const std::vector<double>& l2) {
+    const py::ssize_t n = abs.size();
+    if (square.size() != n || py::ssize_t(l1.size()) != n || py::ssize_t(l2.size()) != n)
+        throw py::value_error("terms: wanted as many of each");
+    const auto a = abs.unchecked<1>(), s = square.unchecked<1>();
+    Doubles out(n);
+    double* const to = out.mutable_data();
+    const DefaultFloatEnvironment environment;
+    for (py::ssize_t i = 0; i < n; ++i) to[i] = canon::term(l1[size_t(i)], l2[size_t(i)], a(i), s(i));
+    return out;
+}
+
+double coefficient(const std::string& dtype, double value) {
+    const DefaultFloatEnvironment environment;
+    return rounded_coefficient(value, dtype_named(dtype));
+}
+
+py::dict dtypes() {
+    py::dict wide;
+    for (int i = 0; i < kDTypes; ++i) wide[name_of(DType(i))] = computed_in_double(DType(i));
+    return wide;
+}
+
 std::string switch_isa(const std::string& name) {
     const std::string previous = active_kernels().name;
     use_isa(name);
@@ -123,13 +109,6 @@ std::string switch_isa(const std::string& name) {
 }
 
 }  // namespace
-
-py::array_t<int64_t> sizes_of(const Spans& spans) {
-    py::array_t<int64_t> sizes(py::ssize_t(spans.size()));
-    std::transform(spans.begin(), spans.end(), sizes.mutable_data(),
-                   [](const Span& span) { return int64_t(span.count); });
-    return sizes;
-}
 
 }  // namespace fused_penalties
 
@@ -142,11 +121,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.attr("__version__") = FUSED_PENALTIES_VERSION;
     m.attr("LIMBS") = kLimbs;
 
-    m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
-    m.def("partial_sums", &partial_sums, arg("items"), arg("names"), arg("single"), arg("threads"));
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
+
+    m.attr("DTYPES") = dtypes();
+    m.def("coefficient", &coefficient, arg("dtype"), arg("value"));
+    m.def("term", &term, arg("dtype"), arg("abs"), arg("square"), arg("l1"), arg("l2"));
+    m.def("terms", &terms, arg("abs"), arg("square"), arg("l1"), arg("l2"));
+    m.def("total", &total_of, arg("terms"));
+    m.def("scalar", &numpy_scalar, arg("value"), arg("wide"));
 
     m.def("compiled_isas", &compiled_isas);
     m.def("supported_isas", &supported_isas);
@@ -156,7 +140,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("default_threads", &default_threads);
     m.def("checked_threads", &checked_threads, arg("threads"));
 
-    define_plan(m);
+    define_host_plan(m);
 #if defined(FUSED_PENALTIES_CUDA)
     define_device_plan(m);
 #endif

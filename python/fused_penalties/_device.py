@@ -1,24 +1,22 @@
-"""Weights on a GPU: the memory and the streams that the core's plans there are given.
+"""The plan of weights on a GPU: which memory and which stream each call of the core's is given.
 
-Results are CuPy arrays, on the device of the weights and on the caller's stream: the current one
-of the weights' library if that says which it is (torch does), else CuPy's. All memory is CuPy's,
-whose pool hands it on in the order of the stream, so that nothing is waited for; only an upload may
-have to, where more memory must be pinned for it.
+Results are arrays of the weights' library, torch's tensors or CuPy's arrays, on the device of the
+weights and on the caller's stream: the current one of that library. Memory comes from its pool,
+which hands it on in the order of the stream, so that nothing is waited for; only an upload may have
+to, where more memory must be pinned for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core
-from ._convention import FLOAT64, coefficient, widest
-from .cuda import cupy, cupy_stream
+from . import _core, _memory
 
 _MOST_REMEMBERED = 8  # lists of gradients
 
@@ -35,31 +33,24 @@ class _Uploaded(NamedTuple):
     stream: int
     memory: tuple[Any, ...]
 
-    def addresses(self) -> list[int]:
-        return [part.data.ptr for part in self.memory]
-
 
 class DevicePlan:
-    """What `_core.Plan` is on the CPU: the same methods, whose results are CuPy arrays.
+    """A `BoundPlan`."""
 
-    `threads`, which those of the CPU take, means nothing here.
-    """
-
-    def __init__(self, core: Any, dtype: np.dtype[Any] | None = None) -> None:
+    def __init__(self, core: Any, items: Sequence[Any]) -> None:
         self._core = core
-        self._cupy = cupy()
+        self._library = _memory.of(items)
         self.dtypes: list[str] = core.dtypes
-        self._dtype = widest(self.dtypes) if dtype is None else dtype
-        self._wide = self._dtype == FLOAT64
+        self.wide: bool = core.wide
+        self._dtype = "float64" if core.wide else "float32"
         self._remembered: list[_Uploaded] = []
         self._captured: list[_Uploaded] = []
-        self._foreign: Any = None
         _let_go()
-        with self.stream(after_cupy=True) as stream:
+        with self._stream(after_others=True) as stream:
             self._refuse_capture(stream, "a plan cannot be made")
             sizes = core.table_bytes, 16 * len(self.dtypes), *[core.workspace_bytes] * 2
             self._memory = tuple(map(self._bytes, sizes))
-            core.attach(stream, *(part.data.ptr for part in self._memory))
+            core.attach(stream, *self._memory)
 
     def __del__(self) -> None:
         if hasattr(self, "_memory"):
@@ -68,134 +59,117 @@ class DevicePlan:
             _let_go()
 
     @contextmanager
-    def stream(self, after_cupy: bool = False) -> Iterator[int]:
-        """The caller's stream, made CuPy's current one, of the weights' device, in the meantime.
+    def _stream(self, after_others: bool = False) -> Iterator[int]:
+        """The caller's stream, the current one of the weights' library and device in the meantime.
 
-        With `after_cupy` it waits for what is on CuPy's own: there other libraries were asked to
-        have their arrays ready.
+        With `after_others` it waits for the stream that other libraries were asked to have their
+        arrays ready on.
         """
-        cuda, device = self._cupy.cuda, self._core.device
+        device, library = self._core.device, self._library
         handle = self._core.stream()
         with _core.OnDevice(device):
-            current = cuda.get_current_stream(device)
-            if handle is None or handle == current.ptr:
-                handle, other = current.ptr, None
-            else:
-                other = self._other_stream(handle)
-            if after_cupy:
-                _core.wait_for_stream(device, handle, current.ptr)
+            if handle is None:
+                handle = library.current_stream(device)
+            if after_others:
+                _core.wait_for_stream(device, handle, _memory.ready_stream(device))
             captured = self._core.capturing(handle)
-            with other or nullcontext():
+            with library.on(device, handle):
                 if not captured:
                     yield handle
                     return
-                # CuPy may have to get more memory for a result, which a graph has no part in.
+                # The pool may have to get more memory for a result, which a graph has no part in.
                 mode = _core.exchange_capture_mode(_core.RELAXED_CAPTURE)
                 try:
                     yield handle
                 finally:
                     _core.exchange_capture_mode(mode)
 
-    def strengths(self, l1: list[float], l2: list[float]) -> int:
-        """Puts them on the device, and returns their number. Calls with another are refused."""
-        with self.stream() as stream:
+    def strengths(self, l1: float | list[float], l2: float | list[float]) -> Any:
+        """Puts them on the device. Calls with those of before are refused from now on."""
+        with self._stream() as stream:
             self._refuse_capture(stream, "the strengths cannot be set")
-            generation: int = self._core.set_coefficients(stream, l1, l2)
-        return generation
+            return self._core.strengths(stream, l1, l2)
 
-    def sums(self, threads: int | None = None) -> tuple[Any, Any, Any, Any, Any]:
-        with self.stream() as stream:
-            n = len(self.dtypes)
-            abs_square = self._cupy.empty((2, n), np.float64)
-            totals = self._cupy.empty(2, np.float64)
-            address = abs_square.data.ptr
-            self._core.sums(stream, address, address + 8 * n, totals.data.ptr)
-        return abs_square[0], abs_square[1], totals[0], totals[1], self._core.sizes
+    def sums(self) -> tuple[Any, Any, Any, Any, NDArray[np.int64]]:
+        with self._stream() as stream:
+            each, totals = self._empty(2, len(self.dtypes)), self._empty(2)
+            self._core.sums(stream, each, totals)
+        return each[0], each[1], totals[0], totals[1], self._core.sizes
 
-    def host_sums(self) -> tuple[Any, Any]:
-        """Both sums of each buffer as NumPy arrays, which are waited for."""
-        with self.stream():
-            sum_abs, sum_square, *_ = self.sums()
-            return sum_abs.get(), sum_square.get()
-
-    def norm(self) -> Any:
-        """The L2 norm over all buffers."""
-        with self.stream() as stream:
-            norm = self._cupy.empty(2, np.float64)
-            self._core.norm(stream, norm.data.ptr)
+    def l2_norm(self) -> Any:
+        with self._stream() as stream:
+            norm = self._empty(2)
+            self._core.norm(stream, norm)
         return norm[0]
 
-    def limbs(self) -> Any:
-        """Those of every buffer as a NumPy array, which is waited for."""
-        with self.stream() as stream:
-            limbs = self._cupy.empty((len(self.dtypes), 2, _core.LIMBS), np.int64)
-            self._core.limbs(stream, limbs.data.ptr)
-            return limbs.get()
+    def limbs(self) -> NDArray[np.int64]:
+        with self._stream() as stream:
+            limbs = self._empty(len(self.dtypes), 2, _core.LIMBS, dtype="int64")
+            self._core.limbs(stream, limbs)
+            return self._library.to_host(limbs)
 
-    def value(self, strengths: int, threads: int | None = None) -> Any:
-        with self.stream() as stream:
-            value = self._cupy.empty((), self._dtype)
-            self._core.value(stream, strengths, value.data.ptr, 0, self._wide)
+    def value(self, strengths: Any) -> Any:
+        with self._stream() as stream:
+            value = self._empty(dtype=self._dtype)
+            self._core.value(stream, strengths, value, None)
         return value
 
-    def values(self, strengths: int, threads: int | None = None) -> Any:
-        """Each of the dtype that is `value`'s, rounded as that of the buffer alone."""
-        with self.stream() as stream:
-            values = self._cupy.empty(len(self.dtypes), self._dtype)
-            self._core.value(stream, strengths, 0, values.data.ptr, self._wide)
+    def values(self, strengths: Any) -> Any:
+        with self._stream() as stream:
+            values = self._empty(len(self.dtypes), dtype=self._dtype)
+            self._core.value(stream, strengths, None, values)
         return values
 
-    def asarray(self, value: Any) -> Any:
-        """A NumPy result as a CuPy array where all other results are."""
-        with self.stream():
-            return self._cupy.asarray(value)
+    def terms(self, strengths: Any) -> NDArray[np.float64]:
+        with self._stream():
+            sum_abs, sum_square, *_ = self.sums()
+            sums = self._library.to_host(sum_abs), self._library.to_host(sum_square)
+        return _core.terms(*sums, strengths.l1, strengths.l2)
 
-    def add_grad(
-        self, strengths: int, grads: list[Any], upstream: float, threads: int | None = None
-    ) -> None:
-        found = self._find(grads, workspaces=False)
-        with self.stream(after_cupy=True) as stream:
-            uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            self._core.add_grad(stream, strengths, found, *uploaded.addresses(), upstream)
+    def finished(self, terms: list[float]) -> Any:
+        return self._to_device(self._core.finished(terms))
 
-    def value_and_grad(
-        self, strengths: int, grads: list[Any], upstream: float, threads: int | None = None
-    ) -> Any:
+    def finished_each(self, terms: NDArray[np.float64]) -> Any:
+        return self._to_device(self._core.finished_each(terms))
+
+    def scalars(self, values: Any) -> list[Any]:
+        with self._stream():
+            if not self.wide:
+                return list(values)
+            return [
+                self._library.cast(value, "float64" if _core.DTYPES[dtype] else "float32")
+                for value, dtype in zip(values, self.dtypes, strict=True)
+            ]
+
+    def add_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
         found = self._find(grads, workspaces=False)
-        with self.stream(after_cupy=True) as stream:
+        with self._stream(after_others=True) as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            value = self._cupy.empty((), self._dtype)
-            self._core.value_and_grad(
-                stream,
-                strengths,
-                found,
-                *uploaded.addresses(),
-                upstream,
-                value.data.ptr,
-                self._wide,
-            )
+            self._core.add_grad(stream, strengths, found, *uploaded.memory, upstream)
+
+    def value_and_grad(self, strengths: Any, grads: list[Any], upstream: float) -> Any:
+        found = self._find(grads, workspaces=False)
+        with self._stream(after_others=True) as stream:
+            uploaded = self._uploaded(found, grads, stream, workspaces=False)
+            value = self._empty(dtype=self._dtype)
+            self._core.value_and_grad(stream, strengths, found, *uploaded.memory, upstream, value)
         return value
 
-    def prox(self, strengths: int, step: float, threads: int | None = None) -> None:
-        with self.stream() as stream:
+    def prox(self, strengths: Any, step: float) -> None:
+        with self._stream() as stream:
             self._core.prox(stream, strengths, step)
 
-    def decay(self, strengths: int, rate: float, threads: int | None = None) -> None:
-        with self.stream() as stream:
+    def decay(self, strengths: Any, rate: float) -> None:
+        with self._stream() as stream:
             self._core.decay(stream, strengths, rate)
 
-    def clip_grad_norm(self, grads: list[Any], max_norm: float, threads: int | None = None) -> Any:
+    def clip_grad_norm(self, grads: list[Any], max_norm: float) -> Any:
         found = self._find(grads, workspaces=True)
-        with self.stream(after_cupy=True) as stream:
+        with self._stream(after_others=True) as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=True)
-            norm = self._cupy.empty(2, np.float64)
-            self._core.clip(stream, found, *uploaded.addresses(), max_norm, norm.data.ptr)
+            norm = self._empty(2)
+            self._core.clip(stream, found, *uploaded.memory, max_norm, norm)
         return norm[0]
-
-    def _other_stream(self, handle: int) -> Any:
-        if self._foreign is None or self._foreign.ptr != handle:
-            self._foreign = cupy_stream(handle)
-        return self._foreign
 
     def _refuse_capture(self, stream: int, what: str) -> None:
         if self._core.capturing(stream):
@@ -239,7 +213,7 @@ class DevicePlan:
         _let_go()
         sizes = [grads.bytes, *[grads.workspace_bytes] * 2][: 3 if workspaces else 1]
         found = _Uploaded(grads, stream, tuple(map(self._bytes, sizes)))
-        self._core.upload(stream, grads, found.memory[0].data.ptr)
+        self._core.upload(stream, grads, found.memory[0])
         grads.see(arrays)
         remembered = [*self._remembered, found]
         while len(remembered) > _MOST_REMEMBERED:
@@ -248,8 +222,15 @@ class DevicePlan:
         self._remembered = remembered
         return found
 
+    def _empty(self, *shape: int, dtype: str = "float64") -> Any:
+        return self._library.empty(shape, dtype, self._core.device)
+
     def _bytes(self, count: int) -> Any:
-        return self._cupy.empty(count, np.uint8)
+        return self._empty(count, dtype="uint8")
+
+    def _to_device(self, result: Any) -> Any:
+        with self._stream():
+            return self._library.to_device(result, self._core.device)
 
 
 def _let_go() -> None:
@@ -266,38 +247,3 @@ def _let_go() -> None:
         if not done:
             _left.append(oldest)  # the next time others are looked at
             return
-
-
-def sums(items: Any, names: Any, single: bool, unique: bool) -> tuple[Any, Any, Any, Any, Any]:
-    """What `_core.sums` does for weights on a GPU."""
-    return DevicePlan(_core.make_plan(items, names, single, unique)).sums()
-
-
-def partial_sums(items: Any, names: Any, single: bool) -> Any:
-    """What `_core.partial_sums` does for weights on a GPU: limbs on the host."""
-    return DevicePlan(_core.make_plan(items, names, single)).limbs()
-
-
-def plan_of(
-    items: Sequence[Any], names: Sequence[Any], single: bool, dtype: np.dtype[Any] | None
-) -> DevicePlan | None:
-    """A plan with results of this dtype, or their own; None if the weights are on the CPU, where
-    empty ones from a GPU may be too."""
-    core = _core.make_plan(items, names, single)
-    return None if isinstance(core, _core.Plan) else DevicePlan(core, dtype)
-
-
-def beside(value: np.generic | NDArray[Any], array: Any) -> Any:
-    """A NumPy scalar or array as a CuPy array on the device of another array."""
-    known = hasattr(array, "__dlpack_device__")
-    with _core.OnDevice(int(array.__dlpack_device__()[1])) if known else nullcontext():
-        return cupy().asarray(value)
-
-
-def penalty(plan: DevicePlan, coefficients: Sequence[tuple[float, float]]) -> Any:
-    """The penalty under coefficients that are not rounded yet."""
-    rounded = [
-        [coefficient(dtype, one) for dtype, one in zip(plan.dtypes, ones, strict=True)]
-        for ones in zip(*coefficients, strict=True)
-    ]
-    return plan.value(plan.strengths(*rounded))

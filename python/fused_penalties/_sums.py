@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _core
-from ._device import beside
+from . import _core, _memory
+from ._bind import bind
 from ._resolve import some_of
-from ._weights import collect, is_on_gpu
+from ._weights import collect
 from .typing import Scalar, Vector, Weights
 
 
@@ -53,9 +53,9 @@ class Sums:
             `unique` left out. None for the sums of `PartialSums`, which do not know.
         names: the buffers' names if the weights were a mapping, else None.
 
-    The sums of weights on a GPU are CuPy arrays on the same device and the caller's stream; the
-    totals then are of rank 0. Norms and means are computed when they are asked for, on a GPU on
-    CuPy's current stream.
+    The sums of weights on a GPU are arrays of their library, torch's tensors or CuPy's, on the same
+    device and the caller's stream; the totals then are of rank 0. Norms and means are computed when
+    they are asked for, on a GPU on that library's current stream.
 
     ``sums["kernel"]`` has `abs`, `square`, `size`, `l1_norm`, `l2_norm` and `rms` of one buffer.
     """
@@ -110,8 +110,7 @@ class Sums:
         ValueError for the sums of `PartialSums`, which do not know how many elements there are.
         """
         sizes = np.maximum(_known(self.sizes), 1)
-        there = beside(sizes, self.square) if is_on_gpu(self.square) else sizes
-        return _roots(self.square / there)
+        return _roots(self.square / _memory.beside(sizes, self.square))
 
     @property
     def total_l1_norm(self) -> Scalar:
@@ -141,13 +140,12 @@ class Sums:
 
 
 def _root(x: Any) -> Scalar:
-    # np.sqrt of a float would be a NumPy scalar; that of a CuPy array is CuPy's.
-    root: Scalar = math.sqrt(x) if isinstance(x, float) else np.sqrt(x)
-    return root
+    # np.sqrt of a float would be a NumPy scalar.
+    return math.sqrt(x) if isinstance(x, float) else cast("Scalar", _roots(x))
 
 
 def _roots(x: Any) -> Vector:
-    roots: Vector = np.sqrt(x)
+    roots: Vector = x.sqrt() if hasattr(x, "sqrt") else np.sqrt(x)  # torch's; NumPy's and CuPy's
     return roots
 
 
@@ -239,9 +237,9 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
             whatever offers DLPack or ``__array__`` on the CPU, such as torch tensors. A (nested)
             list of numbers is one float32 array. Nothing is copied but views that are not
             contiguous, 8 KiB at a time. On a GPU: CuPy arrays of any layout, and whatever offers
-            CUDA DLPack or ``__cuda_array_interface__``, all on one device. The work goes to torch's
-            current stream if the first of them is a torch tensor, else to CuPy's, and nothing
-            waits for it.
+            CUDA DLPack or ``__cuda_array_interface__``, all on one device. If torch's tensors are
+            among them the sums are torch's, on its current stream, else CuPy's; nothing waits for
+            them.
         threads: at most this many, fewer where no more can be made. None stands for
             ``OMP_NUM_THREADS`` as it was at the import, else for as many as this thread may use
             processors; in a child process after fork() for one. It means nothing on a GPU.
@@ -261,7 +259,7 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums(*_core.sums(items, names, single, threads, unique), names)
+    return Sums(*bind(items, names, single, threads=threads, unique=unique).sums(), names)
 
 
 def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums:
@@ -272,4 +270,4 @@ def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return PartialSums(_core.partial_sums(items, names, single, threads), names)
+    return PartialSums(bind(items, names, single, threads=threads).limbs(), names)

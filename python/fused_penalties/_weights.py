@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _core, cuda
+from . import _core, _memory, cuda
 
 _DLPACK_CPU = (1, 3, 11)  # host memory: plain, pinned for CUDA, pinned for ROCm
 _DLPACK_CUDA = (2, 13)  # device memory, managed memory
@@ -28,8 +29,11 @@ def collect(weights: Any) -> tuple[list[Any], tuple[str, ...] | None]:
 
     A (nested) list of plain numbers is one float32 array, as it is in Keras.
     """
+    # The common cases, worth no more than these looks.
     if type(weights) is list and weights and type(weights[0]) is np.ndarray:
-        return weights, None  # the common case, worth no more than this look
+        return weights, None
+    if type(weights) is np.ndarray:
+        return [weights], None
     if weights is None or isinstance(weights, (str, bytes)):
         raise TypeError(
             f"weights: got {_describe(weights)}; wanted an array, a sequence of arrays or a mapping"
@@ -137,11 +141,12 @@ def _from_dlpack(item: Any, label: str) -> Any:
             return (kind, number)
         if getattr(item, "requires_grad", False):
             item = item.detach()  # DLPack refuses what records its history; only values are read
-        stream = {"stream": _stream(number)} if kind in _DLPACK_CUDA else {}
+        # DLPack calls the default stream 1.
+        on = {"stream": _memory.ready_stream(number) or 1} if kind in _DLPACK_CUDA else {}
         try:
-            made = item.__dlpack__(max_version=(1, 3), **stream)
+            made = item.__dlpack__(max_version=(1, 3), **on)
         except TypeError:  # a producer older than DLPack 1.0
-            made = item.__dlpack__(**stream)
+            made = item.__dlpack__(**on)
         if isinstance(made, tuple):  # which means something else to the extension
             raise TypeError(f"it returned {made!r}")
         return made
@@ -150,23 +155,6 @@ def _from_dlpack(item: Any, label: str) -> Any:
             f"{label}: DLPack cannot export this {type(item).__name__}: {error}; "
             "wanted a plain array of floats"
         ) from error
-
-
-def _stream(device: int) -> int:
-    """CuPy's current stream as DLPack names it, which calls the default one 1."""
-    return int(cuda.cupy().cuda.get_current_stream(device).ptr) or 1
-
-
-def is_on_gpu(item: Any) -> bool:
-    """True for an array that lies on a CUDA device."""
-    if isinstance(item, np.ndarray):
-        return False
-    if not hasattr(item, "__dlpack_device__"):
-        return hasattr(item, "__cuda_array_interface__")
-    try:
-        return item.__dlpack_device__()[0] in _DLPACK_CUDA
-    except (BufferError, LookupError, RuntimeError, TypeError, ValueError):  # nowhere that is known
-        return False
 
 
 class _Unordered:
@@ -182,7 +170,10 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
 
     CuPy alone would copy it to its current device and wait for its stream.
     """
-    cupy = cuda.cupy()
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(f"a {type(item).__name__} on a GPU is read by CuPy: {error}") from error
     interface = item.__cuda_array_interface__
     pointer, read_only = interface["data"]
     device = cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else 0
@@ -196,13 +187,56 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
 
 def on_host(x: Any) -> Any:
     """An array that NumPy can read: a copy of one on a GPU, which is waited for."""
-    if not is_on_gpu(x):
-        if hasattr(x, "resolve_neg"):  # torch's: NumPy has no bfloat16, nor signs that come later
-            return x.detach().resolve_neg().double()
-        return x if hasattr(x, "__array__") or _has_buffer(x) else np.from_dlpack(x)
-    cupy = cuda.cupy()
+    if hasattr(x, "resolve_neg"):  # torch's: NumPy has no bfloat16, nor signs that come later
+        return x.detach().resolve_neg().double().cpu()
+    if hasattr(x, "__array__") and not hasattr(x, "__cuda_array_interface__"):
+        return x
+    if not hasattr(x, "__dlpack_device__") and _has_buffer(x):
+        return x
+    on_cpu = hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in _DLPACK_CPU
+    if on_cpu:
+        return np.from_dlpack(x)
+    import cupy
+
     foreign = hasattr(x, "__dlpack__") and not isinstance(x, cupy.ndarray)
     return cupy.asnumpy(cupy.from_dlpack(x) if foreign else cupy.asarray(x))
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype, NumPy's or another library's, that the core reads; else TypeError."""
+    # NumPy, JAX and TensorFlow dtypes carry a name, scalar types a __name__, torch's only a str().
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
+    name = str(name or dtype).rpartition(".")[2]
+    if name not in _core.DTYPES:
+        raise TypeError(
+            f"dtype {name} is not supported; wanted float16, bfloat16, float32 or float64"
+        )
+    return name
+
+
+def is_weight(item: Any) -> bool:
+    """True if it has a dtype that the core reads."""
+    with contextlib.suppress(TypeError):
+        dtype_name(getattr(item, "dtype", None))
+        return True
+    return False
+
+
+def with_dtype(item: Any, label: str) -> tuple[Any, str]:
+    """The item as something that has a dtype, and the name of that, one which the core reads."""
+    dtype = getattr(item, "dtype", None)
+    with contextlib.suppress(TypeError):
+        return item, dtype_name(dtype)
+    if dtype is None or not hasattr(item, "__dlpack__"):
+        buffer = adapt(item, label)  # what pandas calls Float32 is float32 in NumPy
+        if isinstance(buffer, np.ndarray):
+            item, dtype = buffer, buffer.dtype
+        elif dtype is None:
+            dtype = _core.dtype_of(item, label)
+    try:
+        return item, dtype_name(dtype)
+    except TypeError as error:
+        raise TypeError(f"{label}: {error}") from None
 
 
 def _is_array(value: Any) -> bool:

@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 import fused_penalties as fp
 
-from . import _convention, _core
+from . import _core
 from ._file import opened
 from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
 from ._resolve import resolve
@@ -259,21 +259,24 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
         row = Row(file, tensor.name, tensor.shape, tensor.dtype, tensor.size, tensor.nbytes)
         if tensor.stored:
             pair = next(pairs)
+            l1_term = _core.term(tensor.dtype, *pair, l1=l1, l2=0.0)
+            l2_term = _core.term(tensor.dtype, *pair, l1=0.0, l2=l2 * half)
             row = row._replace(
                 abs=pair[0],
                 square=pair[1],
-                l1_penalty=float(_convention.penalty(tensor.dtype, *pair, l1=l1)),
-                l2_penalty=float(_convention.penalty(tensor.dtype, *pair, l2=l2 * half)),
+                l1_penalty=float(_core.scalar(l1_term, _core.DTYPES[tensor.dtype])),
+                l2_penalty=float(_core.scalar(l2_term, _core.DTYPES[tensor.dtype])),
                 l1=l1,
                 l2=l2,
             )
-            l1_terms.append(_convention.term(tensor.dtype, *pair, l1=l1))
-            l2_terms.append(_convention.term(tensor.dtype, *pair, l2=l2 * half))
+            l1_terms.append(l1_term)
+            l2_terms.append(l2_term)
         rows.append(row)
 
-    def total_penalty(terms: Iterable[float]) -> float:
-        dtype = _convention.widest(tensor.dtype for tensor in summed)
-        return float(_convention.scalar(_convention.total(terms), dtype))
+    wide = any(_core.DTYPES[tensor.dtype] for tensor in summed)
+
+    def total_penalty(terms: list[float]) -> float:
+        return float(_core.scalar(_core.total(terms), wide))
 
     return Report(
         scale=options.scale,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from . import _core
 
@@ -38,21 +37,13 @@ class Availability:
 def is_available() -> Availability:
     """Whether arrays on a GPU can be read: true or false, and ``str()`` of it says why not.
 
-    That takes a build with CUDA (``build_info()["cuda"]``), a driver that is new enough for it, a
-    GPU of compute capability 7.5 or more, and CuPy, whose arrays the results are. Never raises.
+    That takes a build with CUDA (``build_info()["cuda"]``), a driver that is new enough for it, and
+    a GPU of compute capability 7.5 or more. The memory of results comes from torch for torch's
+    tensors, else from CuPy. Never raises.
     """
     if not hasattr(_core, "cuda_unavailable"):
         return Availability("this build of fused-penalties has no CUDA")
-    if error := _core.cuda_unavailable():
-        return Availability(error)
-    try:
-        import cupy  # noqa: F401
-    except ImportError as error:
-        return Availability(
-            f"CuPy, which holds the results, cannot be imported ({error}); "
-            "pip install 'fused-penalties[cuda]'"
-        )
-    return Availability("")
+    return Availability(_core.cuda_unavailable())
 
 
 def refusal(device: int) -> str:
@@ -60,28 +51,3 @@ def refusal(device: int) -> str:
     if device == _CUDA and not is_available():
         return f"{is_available()}; wanted memory of the CPU"
     return "wanted memory of the CPU or of a CUDA device"
-
-
-class _Foreign:
-    """A stream of another library, under CUDA's stream protocol."""
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
-
-
-def cupy_stream(handle: int) -> Any:
-    """A stream of another library, of the current device, as CuPy's."""
-    stream = cupy().cuda.Stream
-    return stream.null if handle == 0 else stream.from_external(_Foreign(handle))
-
-
-def cupy() -> Any:
-    """The module. RuntimeError if it is not installed."""
-    if not (available := is_available()):
-        raise RuntimeError(str(available))
-    import cupy
-
-    return cupy

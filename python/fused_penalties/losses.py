@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from . import _convention
-from ._evaluate import terms, with_dtype
-from .regularizers import parts_of
+from . import _core
+from ._evaluate import bind_penalized, strengths_of, terms
+from ._weights import with_dtype
+from .regularizers import parts_of_each
 from .typing import RegularizerLike
 
 
@@ -79,11 +80,11 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
             "and shape."
         )
     losses = [x for x in inputs if isinstance(x, Loss)]
-    found, dtype = terms(
-        [w for loss in losses for w in loss.weights],
-        [parts_of(regularizer) for loss in losses for regularizer in loss.regularizers],
-    )
-    dtypes: list[Any] = [dtype]
+    weights = [w for loss in losses for w in loss.weights]
+    parts = parts_of_each([regularizer for loss in losses for regularizer in loss.regularizers])
+    plan, _ = bind_penalized(weights, parts)
+    found = terms(plan, strengths_of(plan, weights, parts, lambda at: f"weights[{at}]"))
+    wide = plan.wide
     for position, x in enumerate(inputs):
         if isinstance(x, Loss):
             continue
@@ -93,5 +94,5 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
         if not hasattr(x, "__float__"):
             raise TypeError(f"{label}: got a {type(x).__name__}; wanted a scalar")
         found.append(float(x))
-        dtypes.append(with_dtype(x, label)[1] if hasattr(x, "dtype") else np.float32)
-    return _convention.scalar(_convention.total(found), _convention.widest(dtypes))
+        wide = wide or (hasattr(x, "dtype") and _core.DTYPES[with_dtype(x, label)[1]])
+    return _core.scalar(_core.total(found), wide)

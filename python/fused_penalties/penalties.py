@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import _convention
-from ._device import beside
-from ._evaluate import penalty as evaluate
+from ._evaluate import bind_penalized, strengths_of, value
 from ._resolve import resolve
-from ._weights import collect, is_on_gpu
-from .regularizers import L2, parts_of
+from ._weights import collect
+from .regularizers import L2, parts_of_each
 from .typing import Array, Numbers, RegularizerLike, Regularizers, Scalar, Weights
 
 
@@ -33,10 +31,11 @@ def penalty(weights: Weights, regularizer: Regularizers) -> Scalar:
             counts, or any function from an array to a scalar, which reads the array for itself.
 
     Returns:
-        A NumPy scalar, or for weights on a GPU a CuPy array of rank 0, for which nothing waits
-        unless a function is called: float64 if a buffer is, else float32; 0.0 for no weights. The
-        buffers' float64 penalties are added exactly and rounded once, so their order does not
-        matter. Buffers with no penalty, or with coefficients of zero, are not read.
+        A NumPy scalar, or for weights on a GPU an array of rank 0 there (torch's for torch tensors,
+        else CuPy's), for which nothing waits unless a function is called: float64 if a buffer is,
+        else float32; 0.0 for no weights. The buffers' float64 penalties are added exactly and
+        rounded once, so their order does not matter. Buffers with no penalty, or with coefficients
+        of zero, are not read.
 
     Raises:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
@@ -56,20 +55,20 @@ def penalty_of(
     single: bool = False,
 ) -> Scalar:
     """`penalty` of buffers whose regularizers are known."""
-    distinct = {id(one): one for one in regularizers}
-    parts = {key: parts_of(one) for key, one in distinct.items()}
-    value, dtype = evaluate(items, [parts[id(one)] for one in regularizers], names, single)
-    if value is not None:
-        return value
-    nothing = _convention.scalar(0.0, dtype)
-    return next((beside(nothing, x) for x in items if is_on_gpu(x)), nothing)
+    parts = parts_of_each(regularizers)
+    plan, _ = bind_penalized(items, parts, names, single)
+    strengths = strengths_of(
+        plan, items, parts, lambda at: f"weights[{at if names is None else names[at]!r}]"
+    )
+    found = value(plan, strengths)
+    return plan.finished([]) if found is None else found
 
 
 def l2_loss(w: Array | Numbers) -> Scalar:
     """sum(w**2) / 2 of one array: **with** the factor 1/2, as `tf.nn.l2_loss`.
 
-    A NumPy scalar, or a CuPy array of rank 0 for an array on a GPU; float32 for 16-bit weights too,
-    so float16 [300.] gives 45000.0 where TensorFlow's float16 result overflows. TypeError for
+    A NumPy scalar, or an array of rank 0 there for an array on a GPU; float32 for 16-bit weights
+    too, so float16 [300.] gives 45000.0 where TensorFlow's float16 result overflows. TypeError for
     another dtype.
     """
     return L2(0.5)(w)

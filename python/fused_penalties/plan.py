@@ -10,15 +10,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
-from . import _convention, _core
-from ._device import DevicePlan
-from ._evaluate import Parts, called, with_dtype
+from . import _core
+from ._evaluate import (
+    NOTHING,
+    Strengths,
+    bind_penalized,
+    of_each,
+    strengths_of,
+    value,
+    values,
+)
 from ._resolve import name_of, resolve
 from ._sums import Sums
 from ._weights import collect
-from .regularizers import Regularizer, parts_of
+from .regularizers import Regularizer, parts_of_each
 from .typing import Array, RegularizerLike, Regularizers, Scalar, Vector, Weights
 
 if TYPE_CHECKING:
@@ -27,17 +33,14 @@ if TYPE_CHECKING:
 Grads: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
 
-class _Strengths(NamedTuple):
+class _Applied(NamedTuple):
     """What a plan's regularizers came to. A call takes all of it at once, at its start, so that it
-    has the old ones or the new ones while `set_regularizer` gives the plan others."""
+    has the old ones or the new ones while `set_regularizer` gives the plan others. On a GPU a call
+    is refused if they are not the last ones any more."""
 
-    core: Any
-    """The same for the core; weights on a GPU have a number there, and their calls are refused if
-    it is not that of the last ones any more."""
+    strengths: Strengths
     l1: list[float]
     l2: list[float]
-    functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]]
-    """What has to be called: a buffer's place, the buffer, the functions."""
     regularizers: list[RegularizerLike | None]
 
 
@@ -113,10 +116,7 @@ class Plan:
             later calls, a weight that has other memory, another shape or another dtype.
     """
 
-    __slots__ = (
-        "_core", "_dtype", "_dtypes", "_items", "_memory", "_no_weights", "_on_gpu", "_strengths",
-        "_threads", "names",
-    )  # fmt: skip
+    __slots__ = ("_applied", "_items", "_memory", "_no_weights", "_plan", "_threads", "names")
 
     @overload
     def __init__(
@@ -145,24 +145,16 @@ class Plan:
         single = len(items) == 1 and items[0] is weights
         regularizers = resolve(regularizer, items, names)
         self._threads = _core.checked_threads(threads) or None  # a plain number from now on
-        self._no_weights = {
-            at
-            for at, (item, one) in enumerate(zip(items, regularizers, strict=True))
-            if not any(parts_of(one)) and not _is_weight(item)
-        }
-        nothing = np.zeros(0, np.float16)
-        bound = [nothing if at in self._no_weights else item for at, item in enumerate(items)]
         self.names = names
         self._items = list(items)
-        core = _core.make_plan(bound, names, single)
+        self._plan, bound = bind_penalized(
+            items, parts_of_each(regularizers), names, single, threads=self._threads, keep=True
+        )
+        self._no_weights = {at for at, item in enumerate(bound) if item is NOTHING}
         # Aliases of torch tensors, which may be given other memory while another thread still reads
         # the old one.
         self._memory = [x.detach() for x in bound if hasattr(x, "detach")]
-        self._core: Any = core if isinstance(core, _core.Plan) else DevicePlan(core)
-        self._on_gpu = core is not self._core
-        self._dtypes = self._core.dtypes
-        self._dtype = _convention.widest(self._dtypes)
-        self._strengths = self._strengths_of(regularizers)
+        self._applied = self._apply(regularizers)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -171,7 +163,7 @@ class Plan:
         return f"<Plan of {len(self)} buffers>"
 
     def __copy__(self) -> Plan:
-        return self._over(self._items, self._strengths.regularizers)
+        return self._over(self._items, self._applied.regularizers)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """A plan over the weights' copies, if `copy.deepcopy` has made them before, as it has when
@@ -186,7 +178,7 @@ class Plan:
                     "known; wanted a new plan, over the copied weights"
                 )
             items.append(memo.get(id(item), item))
-        return self._over(items, copy.deepcopy(self._strengths.regularizers, memo))
+        return self._over(items, copy.deepcopy(self._applied.regularizers, memo))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
@@ -200,9 +192,9 @@ class Plan:
         To be printed, and looked through for what a rule has missed: `bias|norm` is not found in
         the `bn1.weight` and `downsample.1.weight` of a ResNet.
         """
-        regularizers = self._strengths.regularizers
+        regularizers = self._applied.regularizers
         lines = []
-        for at, (item, dtype) in enumerate(zip(self._items, self._dtypes, strict=True)):
+        for at, (item, dtype) in enumerate(zip(self._items, self._plan.dtypes, strict=True)):
             name = str(at if self.names is None else self.names[at])
             lines.append(
                 (
@@ -238,17 +230,15 @@ class Plan:
                 )
             schedule: Callable[[Any], Any] = regularizer
             regularizer = schedule(step)
-        self._strengths = self._strengths_of(resolve(regularizer, self._items, self.names))
+        self._applied = self._apply(resolve(regularizer, self._items, self.names))
 
     def sums(self) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
-        found: tuple[Any, Any, Any, Any, Any] = self._core.sums(self._threads)
-        return Sums(*found, self.names)
+        return Sums(*self._plan.sums(), self.names)
 
     def l1_norm(self) -> Scalar:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
-        norm: Scalar = self._core.sums(self._threads)[2]
-        return norm
+        return self._plan.sums()[2]
 
     def l2_norm(self) -> Scalar:
         """The square root of Σw² over all buffers, with a penalty or without: a float.
@@ -256,22 +246,12 @@ class Plan:
         The squares are added in float64: those of float16 weights don't overflow, those of float64
         weights beyond 1e154 do.
         """
-        norm: Scalar = (
-            self._core.norm() if self._on_gpu else math.sqrt(self._core.sums(self._threads)[3])
-        )
-        return norm
+        return self._plan.l2_norm()
 
     def value(self) -> Scalar:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
-        strengths = self._strengths
-        if strengths.functions:
-            terms = self._terms(strengths).tolist()
-            for _, buffer, functions in strengths.functions:
-                terms += called(functions, buffer)
-            total = _convention.scalar(_convention.total(terms), self._dtype)
-            value: Scalar = self._core.asarray(total) if self._on_gpu else total
-            return value
-        return self._result(self._core.value(strengths.core, self._threads))
+        found = value(self._plan, self._applied.strengths)
+        return self._plan.finished([]) if found is None else found
 
     def values(self) -> Vector:
         """Each buffer's penalty, in the order given: shape (n,), of the dtype of `value`.
@@ -279,28 +259,13 @@ class Plan:
         Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
         is float64. Their sum may differ in its last digit from `value`, which is rounded once.
         """
-        values: Vector
-        strengths = self._strengths
-        if self._on_gpu and not strengths.functions:
-            values = self._core.values(strengths.core)
-            return values
-        terms = self._terms(strengths)
-        terms[np.isnan(terms)] = math.nan  # processors give it different signs
-        for at, buffer, functions in strengths.functions:
-            terms[at] = _convention.total([float(terms[at]), *called(functions, buffer)])
-        with np.errstate(all="ignore"):
-            narrow = terms.astype(np.float32)
-        rounded: NDArray[np.floating[Any]] = narrow
-        if self._dtype != narrow.dtype:
-            rounded = np.where([dtype == "float64" for dtype in self._dtypes], terms, narrow)
-        values = self._core.asarray(rounded) if self._on_gpu else rounded
-        return values
+        return values(self._plan, self._applied.strengths)
 
     def named(self) -> dict[str, Scalar]:
         """Each buffer's penalty by its name, to be logged apart from the loss.
 
         Floats, which `json.dumps` takes: the numbers that `penalty` gives for each buffer alone.
-        On a GPU they are CuPy arrays, float64 for float64 buffers and float32 for others.
+        On a GPU they are arrays there, float64 for float64 buffers and float32 for others.
         ValueError for weights that were given without names.
         """
         if self.names is None:
@@ -308,14 +273,7 @@ class Plan:
                 "named: the weights were given without names; wanted a mapping of names to arrays "
                 "(values() has the penalties in their order)"
             )
-        if not self._on_gpu:
-            return dict(zip(self.names, self.values().tolist(), strict=True))
-        dtypes = map(_convention.result_dtype, self._dtypes)
-        with self._core.stream():
-            return {
-                name: penalty.astype(dtype, copy=False)
-                for name, penalty, dtype in zip(self.names, self.values(), dtypes, strict=True)
-            }
+        return dict(zip(self.names, self._plan.scalars(self.values()), strict=True))
 
     def add_grad(self, grads: Grads, upstream: SupportsFloat = 1.0) -> None:
         """grads[i] += upstream * (l1 * sign(w) + 2 * l2 * w), in place, reading each weight once.
@@ -346,12 +304,12 @@ class Plan:
                 `upstream` of rank above 0.
         """
         factor = _number(upstream, "upstream")
-        strengths = self._linear("gradient")
-        listed = self._listed(grads, strengths)
+        applied = self._linear("gradient")
+        listed = self._listed(grads, applied)
         try:
-            self._core.add_grad(strengths.core, listed, factor, self._threads)
+            self._plan.add_grad(applied.strengths.core, listed, factor)
         except TypeError:
-            self._refuse_frozen(listed, strengths)
+            self._refuse_frozen(listed, applied)
             raise
 
     def value_and_grad(self, grads: Grads, upstream: SupportsFloat = 1.0) -> Scalar:
@@ -359,14 +317,13 @@ class Plan:
         `upstream`. Arguments and errors as in `add_grad`.
         """
         factor = _number(upstream, "upstream")
-        strengths = self._linear("gradient")
-        listed = self._listed(grads, strengths)
+        applied = self._linear("gradient")
+        listed = self._listed(grads, applied)
         try:
-            value = self._core.value_and_grad(strengths.core, listed, factor, self._threads)
+            return self._plan.value_and_grad(applied.strengths.core, listed, factor)
         except TypeError:
-            self._refuse_frozen(listed, strengths)
+            self._refuse_frozen(listed, applied)
             raise
-        return self._result(value)
 
     def prox(self, step: SupportsFloat) -> None:
         """The proximal step of the penalty, in place: the exact zeros that a gradient never gives.
@@ -387,7 +344,7 @@ class Plan:
             ValueError: another `step`; a weight with a penalty that is read-only or a copy.
         """
         size = _at_least_0(step, "step")
-        self._core.prox(self._linear("proximal step").core, size, self._threads)
+        self._plan.prox(self._linear("proximal step").strengths.core, size)
 
     def decay(self, rate: SupportsFloat) -> None:
         """Decoupled weight decay, in place: w = w * (1 - 2 * rate * l2).
@@ -411,15 +368,15 @@ class Plan:
             ValueError: another `rate`; a weight with an L2 penalty that is read-only or a copy.
         """
         factor = _at_least_0(rate, "rate")
-        strengths = self._strengths
-        strongest = max(strengths.l2, default=0.0)
+        applied = self._applied
+        strongest = max(applied.l2, default=0.0)
         if 2.0 * factor * strongest > 1.0:
-            at = strengths.l2.index(strongest)
+            at = applied.l2.index(strongest)
             raise ValueError(
                 f"rate: got {factor!r}, and {self._label(at)} has l2 = {strongest:g} (without a "
                 "factor 1/2); wanted 2 * rate * l2 of at most 1, beyond which weights change sign"
             )
-        self._core.decay(strengths.core, factor, self._threads)
+        self._plan.decay(applied.strengths.core, factor)
 
     def clip_grad_norm(self, grads: Grads, max_norm: SupportsFloat) -> Scalar:
         """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
@@ -437,70 +394,39 @@ class Plan:
         `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
         """
         most = _at_least_0(max_norm, "max_norm", math.inf)
-        listed = self._listed(grads, self._strengths)
-        norm: Scalar = self._core.clip_grad_norm(listed, most, self._threads)
-        return norm
+        return self._plan.clip_grad_norm(self._listed(grads, self._applied), most)
 
     def _over(self, items: list[Any], regularizers: list[RegularizerLike | None]) -> Plan:
         weights = items if self.names is None else dict(zip(self.names, items, strict=True))
         return type(self)(weights, regularizers, threads=self._threads)
 
-    def _strengths_of(self, regularizers: list[RegularizerLike | None]) -> _Strengths:
-        l1: list[float] = []
-        l2: list[float] = []
-        functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]] = []
-        # A schedule comes here at every step, mostly with one object for all buffers.
-        seen: dict[tuple[int, str], tuple[float, float, Parts]] = {}
-        for at, (one, dtype) in enumerate(zip(regularizers, self._dtypes, strict=True)):
-            key = id(one), dtype
-            if key not in seen:
-                parts = parts_of(one)
-                c1, c2 = parts.linear or (0.0, 0.0)
-                c1, c2 = _convention.coefficient(dtype, c1), _convention.coefficient(dtype, c2)
-                seen[key] = c1, c2, parts
-            c1, c2, parts = seen[key]
-            if at in self._no_weights and any(parts):
+    def _apply(self, regularizers: list[RegularizerLike | None]) -> _Applied:
+        parts = parts_of_each(regularizers)
+        for at, one in enumerate(of_each(parts, len(self))) if self._no_weights else ():
+            if at in self._no_weights and any(one):
                 raise TypeError(
                     f"{self._label(at)}: was no array of floats when the plan was made, and cannot "
                     "get a penalty; wanted None for it"
                 )
-            l1.append(c1)
-            l2.append(c2)
-            if parts.others:
-                buffer, _ = with_dtype(self._items[at], self._label(at))
-                functions.append((at, buffer, parts.others))
-        return _Strengths(self._core.strengths(l1, l2), l1, l2, functions, regularizers)
-
-    def _result(self, value: Any) -> Scalar:
-        # On a GPU it is an array that has the dtype already.
-        result: Scalar = value if self._on_gpu else _convention.scalar(value, self._dtype)
-        return result
-
-    def _terms(self, strengths: _Strengths) -> NDArray[np.float64]:
-        """Each buffer's linear penalty before it is rounded, on the host."""
-        if not self._on_gpu:
-            terms: NDArray[np.float64] = self._core.values(strengths.core, self._threads)
-            return terms
-        sums = self._core.host_sums()
-        each = zip(self._dtypes, *sums, strengths.l1, strengths.l2, strict=True)
-        return np.array([_convention.term(*one) for one in each])
+        strengths = strengths_of(self._plan, self._items, parts, self._label)
+        return _Applied(strengths, strengths.core.l1, strengths.core.l2, regularizers)
 
     def _label(self, at: int, argument: str = "weights") -> str:
         return f"{argument}[{at if self.names is None else self.names[at]!r}]"
 
-    def _linear(self, what: str) -> _Strengths:
-        """The strengths, if there are no functions among them."""
-        strengths = self._strengths
-        for at, _, functions in strengths.functions:
+    def _linear(self, what: str) -> _Applied:
+        """What is applied, if there are no functions among it."""
+        applied = self._applied
+        for at, _, functions in applied.strengths.functions:
             raise TypeError(
                 f"regularizer: no {what} is known of {functions[0]!r}, which {self._label(at)} "
                 "has; wanted regularizers that are sums of L1 and L2 penalties"
             )
-        return strengths
+        return applied
 
-    def _refuse_frozen(self, grads: list[Any], strengths: _Strengths) -> None:
+    def _refuse_frozen(self, grads: list[Any], applied: _Applied) -> None:
         """TypeError if a weight with a penalty has no grad because it is not trained."""
-        each = zip(self._items, grads, strengths.l1, strengths.l2, strict=True)
+        each = zip(self._items, grads, applied.l1, applied.l2, strict=True)
         for at, (item, grad, l1, l2) in enumerate(each):
             if grad is None and (l1 or l2) and (why := _frozen(item)):
                 raise TypeError(
@@ -508,10 +434,10 @@ class Plan:
                     f"({why}); wanted an array, or None as the regularizer of this weight"
                 ) from None
 
-    def _listed(self, grads: Any, strengths: _Strengths) -> list[Any]:
+    def _listed(self, grads: Any, applied: _Applied) -> list[Any]:
         """One grad, or None, for each buffer; what they are is for the core to check."""
         if isinstance(grads, Mapping):
-            listed = self._by_name(grads, strengths)
+            listed = self._by_name(grads, applied)
         elif isinstance(grads, list | tuple):
             listed = list(grads)
         elif hasattr(grads, "shape"):
@@ -533,7 +459,7 @@ class Plan:
             )
         return listed
 
-    def _by_name(self, grads: Mapping[Any, Any], strengths: _Strengths) -> list[Any]:
+    def _by_name(self, grads: Mapping[Any, Any], applied: _Applied) -> list[Any]:
         if self.names is None:
             raise ValueError(
                 "grads: got a mapping for weights without names; wanted a sequence of arrays"
@@ -544,7 +470,7 @@ class Plan:
         missing = [
             f"{name} (frozen: {why})" if (why := _frozen(item)) else name
             for name, item, l1, l2 in zip(
-                self.names, self._items, strengths.l1, strengths.l2, strict=True
+                self.names, self._items, applied.l1, applied.l2, strict=True
             )
             if (l1 or l2) and name not in by_name
         ]
@@ -561,14 +487,6 @@ def _frozen(item: Any) -> str:
         if getattr(item, attribute, None) is False:
             return f"its {attribute} is False"
     return ""
-
-
-def _is_weight(item: Any) -> bool:
-    try:
-        _convention.result_dtype(getattr(item, "dtype", None))
-    except TypeError:
-        return False
-    return True
 
 
 def _number(value: Any, name: str) -> float:

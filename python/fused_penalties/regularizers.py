@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any, TypeVar
 
 import numpy as np
 
-from . import _convention
-from ._evaluate import Parts, one_buffer, one_penalty
+from . import _core
+from ._evaluate import AllParts, Parts, one_buffer, one_penalty
 from ._weights import on_host, refuse_without_values
 from .typing import Array, Numbers, RegularizerLike, Scalar
 
@@ -107,6 +109,15 @@ def parts_of(regularizer: RegularizerLike | None) -> Parts:
             "numbers of at least 0"
         )
     return Parts((l1, l2), others)
+
+
+def parts_of_each(regularizers: Sequence[RegularizerLike | None]) -> AllParts:
+    """`parts_of` every buffer's regularizer, of each one that differs asked once."""
+    if regularizers and all(map(is_, regularizers, repeat(regularizers[0]))):
+        return parts_of(regularizers[0])
+    distinct = {id(one): one for one in regularizers}
+    parts = {key: parts_of(one) for key, one in distinct.items()}
+    return [parts[id(one)] for one in regularizers]
 
 
 class _Linear(Regularizer):
@@ -207,7 +218,7 @@ class OrthogonalRegularizer(Regularizer):
             cosines = np.abs(np.tril(unit @ unit.T, -1))
         pairs = len(matrix) * (len(matrix) - 1) // 2
         mean = float(cosines.sum()) / max(pairs, 1)
-        return _convention.scalar(_convention.coefficient(dtype, self.factor) * mean, dtype)
+        return _core.scalar(_core.coefficient(dtype, self.factor) * mean, _core.DTYPES[dtype])
 
     def get_config(self) -> dict[str, Any]:
         return {"factor": self.factor, "mode": self.mode}
@@ -307,7 +318,7 @@ def _factor(value: Any, name: str) -> float:
     )
 
 
-def _matrix(x: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.dtype[Any]]:
+def _matrix(x: Any) -> tuple[np.ndarray[Any, np.dtype[np.float64]], str]:
     buffer, dtype = one_buffer(x)
     refuse_without_values(buffer, "weights")
     matrix = np.asarray(on_host(buffer), dtype=np.float64)

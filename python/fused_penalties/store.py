@@ -14,9 +14,9 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from . import contrib
-from ._evaluate import called, with_dtype
+from ._evaluate import called
 from ._resolve import check, resolve
-from ._weights import refuse_without_values
+from ._weights import refuse_without_values, with_dtype
 from .losses import Loss, add_n
 from .penalties import penalty_of
 from .plan import Plan

@@ -421,7 +421,7 @@ def test_a_call_is_not_drawn_into_the_graph_of_another_stream(
     with capture(case.second) as captured, case.current:
         with pytest.raises(RuntimeError, match=DRAWN):
             case.calls()[name]()
-        assert not case.plan._core._core.capturing(case.first.ptr)
+        assert not case.plan._plan._core.capturing(case.first.ptr)
     captured.replay()
     case.second.synchronize()
     assert not case.memory.get().any()

@@ -48,7 +48,7 @@ class Case:
         self.on_cpu = fp.Plan(self.twins.host[:N], L1L2(0.1, 0.3))
         self.grads = [KINDS[kind](x) for x in self.twins.gpu[N : 2 * N]]
         self.others = self.twins.gpu[2 * N :]
-        self.core = self.plan._core._core = Counting(self.plan._core._core)
+        self.core = self.plan._plan._core = Counting(self.plan._plan._core)
 
     def looks(self, grads: list[Any]) -> int:
         """How often a call of either kind looks the gradients up."""

@@ -40,12 +40,11 @@ def test_arrays_on_the_cpu_and_on_a_gpu() -> None:
             ValueError, match=exactly(mixed("weights[1]", "the CPU", "weights[0]", "cuda:0"))
         ):
             call([Producer(there), [1.0, 2.0]])
-    with pytest.raises(
-        ValueError, match=exactly(mixed("weights[1]", "cuda:0", "weights[0]", "the CPU"))
-    ):
-        fp.penalty([here, there], L1(0.1))
-    # Whether it is read does not matter for a plan; for one penalty nothing is asked of it.
-    assert_same(fp.penalty([here, there], [None, L1(0.1)]), L1(0.1)(W))
+    for call in (fp.penalty, fp.Plan):  # whether it is read does not matter
+        with pytest.raises(
+            ValueError, match=exactly(mixed("weights[1]", "cuda:0", "weights[0]", "the CPU"))
+        ):
+            call([here, there], [None, L1(0.1)])
 
 
 @gpu.several

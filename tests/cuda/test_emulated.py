@@ -38,7 +38,7 @@ def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     package = folder / "package" / "fused_penalties"
     options = {
         "FUSED_PENALTIES_CUDA": "EMULATED",
-        "FUSED_PENALTIES_EMULATOR": TESTS / "native/emulated",
+        "FUSED_PENALTIES_EMULATOR": SOURCE / "tests/native/emulated",
         "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # compiles faster; the tests take as long with it
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),

@@ -374,20 +374,51 @@ def test_strengths_that_change_beside_what_reads() -> None:
     assert not wrong
 
 
+def core_plan(weights: list[Any], keep: bool = True) -> Any:
+    return fp._core.bind(weights, None, False, None, keep, False)
+
+
 def test_strengths_of_another_plan() -> None:
-    core, other = (fp._core.make_plan([W] * n, None, False) for n in (1, 2))
+    core, other = (core_plan([W] * n) for n in (1, 2))
     strengths = other.strengths([1.0] * 2, [1.0] * 2)
     grads = [np.zeros_like(W)]
     for call in (
-        lambda: core.value(strengths, None),
-        lambda: core.values(strengths, None),
-        lambda: core.add_grad(strengths, grads, 1.0, None),
-        lambda: core.value_and_grad(strengths, grads, 1.0, None),
-        lambda: core.prox(strengths, 1.0, None),
-        lambda: core.decay(strengths, 0.1, None),
+        lambda: core.value(strengths),
+        lambda: core.values(strengths),
+        lambda: core.terms(strengths),
+        lambda: core.add_grad(strengths, grads, 1.0),
+        lambda: core.value_and_grad(strengths, grads, 1.0),
+        lambda: core.prox(strengths, 1.0),
+        lambda: core.decay(strengths, 0.1),
     ):
         with pytest.raises(ValueError, match="another plan's"):
             call()
+
+
+def test_changes_by_a_plan_for_one_read() -> None:
+    """It does not keep what they would have to look at."""
+    core = core_plan([W], keep=False)
+    strengths = core.strengths(1.0, 1.0)
+    assert core.value(strengths) == 40.0
+    for call in (
+        lambda: core.add_grad(strengths, [np.zeros_like(W)], 1.0),
+        lambda: core.clip_grad_norm([np.zeros_like(W)], 1.0),
+        lambda: core.prox(strengths, 1.0),
+        lambda: core.decay(strengths, 0.1),
+    ):
+        with pytest.raises(ValueError, match="made for one read"):
+            call()
+
+
+def test_terms_of_another_length() -> None:
+    core = core_plan([W, W])
+    for wrong in (np.zeros(1), np.zeros(3), np.zeros((2, 1, 1))):
+        with pytest.raises(ValueError, match=r"terms|dimension|ndim"):
+            core.finished_each(wrong)
+    with pytest.raises(ValueError, match="as many of each"):
+        fp._core.terms(np.zeros(2), np.zeros(3), [0.0] * 2, [0.0] * 2)
+    with pytest.raises(ValueError, match="got 3; wanted 2"):
+        core.strengths([1.0] * 3, 0.0)
 
 
 class Shrinks(list):  # type: ignore[type-arg]
@@ -401,9 +432,9 @@ class Shrinks(list):  # type: ignore[type-arg]
 
 
 def test_a_list_of_another_length_than_it_says() -> None:
-    core = fp._core.make_plan([W], None, False)
+    core = core_plan([W])
     with pytest.raises(ValueError, match=r"^grads: got 5; wanted one for each of 1"):
-        core.clip_grad_norm(Shrinks(), 1.0, None)
+        core.clip_grad_norm(Shrinks(), 1.0)
 
 
 # Limbs that are replaced.

@@ -84,8 +84,9 @@ def test_threads_with_plans_of_their_own_over_the_same_weights() -> None:
 
 def test_other_python_threads_run_meanwhile() -> None:
     """Many small sleeps of this thread pass while another one is inside a single call."""
-    w = np.ones(1 << 20, np.float32)
-    weights, grads = [w] * 500, [np.zeros_like(w)] * 500
+    w = np.ones((1 << 20) + 500, np.float32)
+    weights = [w[k : k + (1 << 20)] for k in range(500)]  # the same again would be read once
+    grads = [np.zeros_like(weights[0])] * 500
     plan = fp.Plan(weights, regularizers.L2(1e-4), threads=1)
     calls: list[Callable[[], Any]] = [plan.value, plan.values, plan.sums]
     calls += [lambda: plan.value_and_grad(grads), lambda: plan.clip_grad_norm(grads, 1.0)]

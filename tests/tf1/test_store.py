@@ -255,17 +255,18 @@ def test_all_losses_are_one_pass(store: VariableStore, monkeypatch: pytest.Monke
             store.get_variable(f"w{k}", [k, 3])
     store.apply_regularization(L1, list(store.variables.values()))
     reads: list[int] = []
-    core_sums = fp._core.sums
+    terms = fp._core.HostPlan.terms
 
-    def sums(items: list[Any], *rest: Any) -> Any:
-        reads.append(len(items))
-        return core_sums(items, *rest)
+    def counted(plan: Any, strengths: Any) -> Any:
+        reads.append(strengths.bytes)
+        return terms(plan, strengths)
 
-    monkeypatch.setattr(fp._core, "sums", sums)
+    monkeypatch.setattr(fp._core.HostPlan, "terms", counted)
     in_one = store.get_regularization_loss()
-    assert reads == [9]
+    once = sum(x.nbytes for x in store.variables.values())
+    assert reads == [once]
     assert float(sum(store.get_regularization_losses())) == in_one
-    assert reads == [9, 9]
+    assert reads == [once, once]
 
 
 def test_losses_are_numbers(store: VariableStore) -> None:

@@ -504,6 +504,7 @@ class runtime:
 
 
 class cuda:
+    _BaseStream = _BaseStream
     Device = Device
     Event = Event
     ExternalStream = ExternalStream
