@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 import oracle
+from oracle import hexes
 
 
 def real(dtype: np.dtype) -> type[np.floating]:
@@ -91,6 +93,11 @@ def bits(x: np.ndarray) -> np.ndarray:
 def same_bits(got: np.ndarray, wanted: np.ndarray) -> bool:
     """Equal in shape and bit by bit, whatever the layout and the byte order."""
     return got.shape == wanted.shape and np.array_equal(bits(got), bits(wanted))
+
+
+def same_number(got: Any, wanted: Any) -> bool:
+    """Of one type, and the same double."""
+    return type(got) is type(wanted) and hexes([float(got)]) == hexes([float(wanted)])
 
 
 def _in(R: type[np.floating], x: np.ndarray) -> np.ndarray:

@@ -6,20 +6,28 @@ import json
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
-import pytest
 
 from fused_penalties import cli
+from weight_files import ints
 
 X = "\N{MULTIPLICATION SIGN}"
 NUMBERS = ["size", "Σ|w|", "Σw²", "L1", "L2"]
 TINY = {"a.weight": np.array([[1, -2], [-3, 4]], np.float32), "a.bias": np.ones(3, np.float32)}
 
 
-def unlike_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what makes rich or argparse take a pipe for a terminal, or one of another width."""
-    for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
+def model() -> dict[str, np.ndarray]:
+    return {
+        "embed.weight": ints(50, 40, dtype=ml_dtypes.bfloat16),
+        "embed.position_ids": np.arange(50)[None],
+        "layer.0.kernel": ints(300, 200, seed=1),
+        "layer.0.bias": ints(200, seed=2),
+        "layer.1.kernel": ints(200, 100, dtype=np.float16, seed=3),
+        "layer.1.scale": np.array(-3.0, np.float64),
+        "layer.1.mask": np.ones((3, 3), bool),
+        "layer.2.pruned": np.zeros((0, 100), np.float32),
+    }
 
 
 def run(capsys, *argv: object) -> str:

@@ -26,21 +26,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from command import NUMBERS, TINY, X, exact_sums, process, run, run_json, unlike_a_terminal
+from command import NUMBERS, X, exact_sums, process, run, run_json
 from fused_penalties import cli
 from weight_files import entry, ints, npy_with_header, safetensors_bytes
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    unlike_a_terminal(monkeypatch)
-
-
-@pytest.fixture
-def tiny(tmp_path) -> str:
-    save_file(TINY, tmp_path / "tiny.safetensors")
-    return str(tmp_path / "tiny.safetensors")
-
 
 # Faults
 

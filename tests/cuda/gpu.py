@@ -57,6 +57,14 @@ def launches(call: Callable[[], Any]) -> int:
     return cupy._lib.emulated_launches() - before
 
 
+NEVER = -1
+
+
+def fail(calls: int) -> None:
+    """Lets one call of CUDA fail, after so many others or NEVER, in the emulation."""
+    cupy._lib.emulated_fail(calls)
+
+
 class Twins:
     """Copies of NumPy arrays on the host, and CuPy arrays with the same elements.
 

@@ -15,7 +15,7 @@ import values
 from capsules import Framework, OnlyInterface
 from fused_penalties import regularizers
 from gpu import Twins, assert_same, cupy
-from test_cuda_streams import CALLS, Case, some
+from gpu_calls import CALLS, Case, some
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 pytestmark = gpu.marks
@@ -332,14 +332,14 @@ def test_after_an_error_during_a_capture(name: str) -> None:
         case = Case()
         (stream,) = gpu.streams(1)
         known(case, stream)
-        cupy._lib.emulated_fail(calls)
+        gpu.fail(calls)
         failed = False
         with capture(stream):
             try:
                 case.call(name)
             except RuntimeError:
                 failed = True
-        cupy._lib.emulated_fail(-1)
+        gpu.fail(gpu.NEVER)
         with capture(stream) as captured:
             result = case.call(name)
         with stream:

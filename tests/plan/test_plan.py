@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fresh
 import fused_penalties as fp
 import oracle
 import plan_oracle
 import values
 from fused_penalties import contrib, regularizers
-from messages import exactly
 from oracle import hexes
+from plan_oracle import same_number
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
@@ -45,10 +42,6 @@ choices = st.one_of(
         ]
     ),
 )
-
-
-def same_number(got: Any, wanted: Any) -> bool:
-    return type(got) is type(wanted) and hexes([float(got)]) == hexes([float(wanted)])
 
 
 def assert_like_penalty(plan: fp.Plan, weights: list[np.ndarray], mixture: list[Any]) -> None:
@@ -174,279 +167,6 @@ def test_torch_parameters() -> None:
     plan = fp.Plan([bfloats], L1(0.5))
     bfloats.mul_(3)
     assert plan.value() == 15.0
-
-
-# Which regularizer applies.
-
-
-def test_patterns() -> None:
-    weights = {"dense/kernel": W, "dense/bias": W * 10, "norm/scale": W * 10, "out/kernel": W}
-    rules = {r"bias|norm": None, r"^dense": L1(0.5), r".*": contrib.l2_regularizer(0.5)}
-    plan = fp.Plan(weights, rules)
-    assert plan.names == tuple(weights)
-    assert plan.sums().names == tuple(weights)
-    assert plan.value() == 12.5
-    assert plan.named() == {
-        "dense/kernel": 5.0,
-        "dense/bias": 0.0,
-        "norm/scale": 0.0,
-        "out/kernel": 7.5,
-    }
-    plan.set_regularizer({"out": L1(0.5)})
-    assert plan.values().tolist() == [0.0, 0.0, 0.0, 5.0]
-
-
-def test_a_pattern_that_matches_nothing_lists_the_names() -> None:
-    rules = {"kernal": L1(0.5), ".": None}
-    with pytest.raises(ValueError, match=r"^regularizer\['kernal'\]: .* 2 names: kernel, bias$"):
-        fp.Plan({"kernel": W, "bias": W}, rules)
-    plan = fp.Plan({"kernel": W, "bias": W}, L1(0.5))
-    with pytest.raises(ValueError, match=r"^regularizer\['kernal'\]: "):
-        plan.set_regularizer(rules)
-
-
-def test_named_needs_names() -> None:
-    with pytest.raises(ValueError, match=r"^named: the weights were given without names"):
-        fp.Plan([W], L1(0.5)).named()
-
-
-def test_named_is_rounded_as_each_buffer_alone_and_is_json() -> None:
-    weights = {name: np.ones(7, name) for name in ("float16", "float32", "float64")}
-    plan = fp.Plan(weights, L1(0.1))
-    single = float(np.float32(0.7))
-    wanted = {"float16": single, "float32": single, "float64": 0.1 * 7}
-    assert json.loads(json.dumps(plan.named())) == wanted
-    assert plan.values().dtype == np.float64
-
-
-def test_describe() -> None:
-    """What a rule that was meant for every normalization misses is seen at once."""
-    weights = {
-        "conv1.weight": np.ones((8, 3, 7), np.float32),
-        "bn1.weight": np.ones(8, np.float16),
-        "fc.bias": np.ones(1, np.float64),
-        "steps": np.array(3),
-        "\x1b[2J": None,
-    }
-    rules = {"bias|norm|steps|J": None, "fc|bn": np.max, ".": L2(1e-4)}
-    x = "\N{MULTIPLICATION SIGN}"
-    plan = fp.Plan(weights, rules)
-    assert plan.describe().splitlines() == [
-        f"conv1.weight  8{x}3{x}7  float32   L2(l2=0.0001)",
-        "bn1.weight    8      float16   max",
-        "fc.bias       1      float64   None",
-        "steps                ndarray   None",
-        r"\x1b[2J              NoneType  None",
-    ]
-    plan.set_regularizer([L1(0.5), L1(0.5), None, None, None])
-    assert plan.describe().splitlines()[1] == "bn1.weight    8      float16   L1(l1=0.5)"
-    assert fp.Plan([W, W], [None, L1(0.5)]).describe().splitlines() == [
-        f"0  2{x}2  float32  None",
-        f"1  2{x}2  float32  L1(l1=0.5)",
-    ]
-    assert fp.Plan([], None).describe() == ""
-
-
-def test_a_store_or_a_regularizer() -> None:
-    with pytest.raises(
-        TypeError, match=r"^regularizer: got nothing; wanted a regularizer, or None"
-    ):
-        fp.Plan([W])
-
-
-def test_set_regularizer() -> None:
-    plan = fp.Plan([W, W], L1(0.5))
-    l1 = contrib.l1_regularizer(0.5)
-    for regularizer in (L2(0.5), [None, l1], [np.max, L2(0.1)], None, l1):
-        plan.set_regularizer(regularizer)
-        assert same_number(plan.value(), fp.penalty([W, W], regularizer))
-        made_so = fp.Plan([W, W], regularizer)
-        assert hexes(plan.values().astype(float)) == hexes(made_so.values().astype(float))
-
-
-@pytest.mark.parametrize(
-    ("bad", "error"),
-    [("l2", TypeError), (L2, TypeError), ([None], ValueError), ({".": None}, ValueError)],
-)
-def test_a_regularizer_that_is_refused_changes_nothing(bad: Any, error: type[Exception]) -> None:
-    plan = fp.Plan([W, W], L1(0.5))
-    with pytest.raises(error, match=r"^regularizer"):
-        plan.set_regularizer(bad)
-    assert plan.value() == 10.0
-    with pytest.raises(error, match=r"^regularizer"):
-        fp.Plan([W, W], bad)
-
-
-def test_schedules() -> None:
-    def schedule(step: int) -> Any:
-        return {"a": None, ".": L1(0.5 * 2**step)}
-
-    plan = fp.Plan({"a": W, "b": W}, L1(0.5))
-    for step in (0, 1, 2):
-        plan.set_regularizer(schedule, step=step)
-        assert plan.value() == 5.0 * 2**step
-    plan.set_regularizer(lambda step: lambda x: float(step), step=3)
-    assert plan.value() == 6.0
-    plan.set_regularizer(lambda x: float(x.size))
-    assert plan.value() == 8.0
-
-
-def test_what_is_no_schedule() -> None:
-    plan = fp.Plan(W, L1(0.5))
-    with pytest.raises(
-        TypeError, match=r"^regularizer: got a dict beside a step; wanted a schedule"
-    ):
-        plan.set_regularizer({".": None}, step=1)
-    with pytest.raises(TypeError, match=r"^regularizer: got a float"):
-        plan.set_regularizer(lambda step: 0.1, step=1)
-
-    def failing(step: int) -> Any:
-        raise LookupError("no such step")
-
-    with pytest.raises(LookupError, match="no such step"):
-        plan.set_regularizer(failing, step=1)
-    assert plan.value() == 5.0
-
-
-def test_functions_are_called_each_time() -> None:
-    x = np.ones(3)
-    seen = []
-
-    def largest(w: np.ndarray) -> Any:
-        seen.append(w)
-        return w.max()
-
-    plan = fp.Plan([x, x], [contrib.sum_regularizer([largest, L1(0.5)]), L1(0.5)])
-    assert plan.value() == 4.0
-    x[0] = 5.0
-    assert plan.value() == 12.0
-    assert plan.values().tolist() == [8.5, 3.5]
-    assert len(seen) == 3
-    assert all(w is x for w in seen)
-
-
-def test_a_function_gets_a_nested_list_as_an_array() -> None:
-    sizes = fp.penalty([[[1.0, -2.0]], W], lambda x: float(x.dtype == np.float32) * x.size)
-    assert sizes == 6.0
-
-
-def test_a_function_that_is_not_scalar() -> None:
-    message = "regularizer must return a scalar Tensor instead of a Tensor with rank 2."
-    for ask in (lambda plan: plan.value(), lambda plan: plan.values()):
-        with pytest.raises(ValueError, match=exactly(message)):
-            ask(fp.Plan([W], lambda x: x))
-
-
-# What is not read.
-
-GUARDED = """
-    import ctypes, mmap
-    import numpy as np
-    import fused_penalties as fp
-    from fused_penalties import contrib
-    from fused_penalties.regularizers import L1, L2, L1L2
-
-    memory = mmap.mmap(-1, 8 * mmap.PAGESIZE)
-    hidden = np.frombuffer(memory, np.float32)
-    def protect(how):
-        at = ctypes.c_void_p(hidden.ctypes.data)
-        assert ctypes.CDLL(None).mprotect(at, ctypes.c_size_t(hidden.nbytes), how) == 0
-    w = np.full(3, 2.0, np.float32)
-    g = np.zeros(3, np.float32)
-    # Too small for a float32, and the sum of nothing, are no penalty either.
-    off = [None, L1(0.0), L1L2(1e-46, 1e-300), contrib.l2_regularizer(0.0)]
-    weights = [hidden[k : k + 2000] for k in range(len(off))] + [w]
-    grads = [hidden[k : k + 2000] for k in range(4000, 4000 + len(off))] + [g]
-    plan = fp.Plan(weights, [*off, L1L2(0.5, 0.25)])
-    protect(0)
-"""
-
-USES = {
-    "making": "fp.Plan(weights, [*off, L1(0.5)])",
-    "value": "assert plan.value() == 6.0",
-    "values": "assert plan.values().tolist() == [0, 0, 0, 0, 6]",
-    "set_regularizer": "plan.set_regularizer([*off, L2(0.5)]); assert plan.value() == 6.0",
-    "add_grad": "plan.add_grad(grads); assert g.tolist() == [1.5] * 3",
-    "value_and_grad": "assert plan.value_and_grad(grads) == 6.0; assert g.tolist() == [1.5] * 3",
-    "prox": "plan.prox(1.0); assert w.tolist() == [1.0] * 3",
-    "decay": "plan.decay(0.5); assert w.tolist() == [1.5] * 3",
-    "decay of L1": "plan.set_regularizer([L1(0.5)] * 4 + [L2(0.5)]); plan.decay(0.5)",
-    "add_grad of nothing": "plan.set_regularizer(L1L2(0.5, 0.5)); plan.add_grad(grads, 0.0)",
-    "add_grad of less than nothing": (
-        "plan.set_regularizer(L1L2(0.5, 0.5)); plan.add_grad(grads, -1e-46)"
-    ),
-}
-needs_mprotect = pytest.mark.skipif(
-    sys.platform != "linux", reason="guards pages with mprotect as Linux has it"
-)
-
-
-@needs_mprotect
-@pytest.mark.parametrize("use", USES)
-def test_buffers_without_a_penalty_are_not_read(use: str) -> None:
-    fresh.output(f"{GUARDED}    {USES[use]}\n")
-
-
-@needs_mprotect
-def test_the_memory_is_guarded() -> None:
-    """Could it be read, the test above would show nothing."""
-    assert fresh.run(f"{GUARDED}    plan.sums()\n").returncode < 0
-
-
-EDGES = """
-    import ctypes, mmap
-    import numpy as np
-    import fused_penalties as fp
-    import oracle, plan_oracle, values
-    from fused_penalties.regularizers import L1L2
-
-    fp._core.use_isa(isa)
-    page = mmap.PAGESIZE
-    room = 4 * page
-    def guarded():
-        memory = mmap.mmap(-1, room + 2 * page)
-        inside = np.frombuffer(memory, np.uint8)[page : page + room]
-        for guard in (inside.ctypes.data - page, inside.ctypes.data + room):
-            at = ctypes.c_void_p(guard)
-            assert ctypes.CDLL(None).mprotect(at, ctypes.c_size_t(page), 0) == 0
-        return inside
-    for_weights, for_grads = guarded(), guarded()
-
-    def placed(inside, x, last):
-        at = inside[room - x.nbytes :] if last else inside[: x.nbytes]
-        at[...] = x.view(np.uint8)
-        return at.view(x.dtype)
-
-    l1, l2, step = 0.25, 0.125, 0.5
-    for dtype in oracle.DTYPES:
-        x, y = values.assorted(dtype, 300, 1), values.assorted(dtype, 300, 2)
-        for length in [*range(140), 255, 256, 257]:
-            w, g = x[:length], y[:length]
-            for last in (True, False):
-                at, to = placed(for_weights, w, last), placed(for_grads, g, last)
-                plan = fp.Plan(at, L1L2(l1, l2))
-                plan.value_and_grad(to, -2.0)
-                wanted = plan_oracle.gradient(w, g, l1, l2, -2.0)
-                assert plan_oracle.same_bits(to, wanted), (dtype, length, "gradient")
-                plan.prox(step)
-                wanted = plan_oracle.proximal(w, l1, l2, step)
-                assert plan_oracle.same_bits(at, wanted), (dtype, length, "prox")
-                to = placed(for_grads, np.nan_to_num(g), last)
-                plan.clip_grad_norm(to, 1e-3)
-                plan.decay(step)
-                assert plan_oracle.same_bits(at, plan_oracle.decayed(wanted, l2, step))
-                if length > 3:
-                    fp.Plan(at[::-3], L1L2(l1, l2)).add_grad(to[::-3])
-                    fp.Plan(at[::3], L1L2(l1, l2)).prox(step)
-    print("all")
-"""
-
-
-@needs_mprotect
-@pytest.mark.parametrize("isa", fp._core.supported_isas())
-def test_edges_of_memory(isa: str) -> None:
-    tests = oracle.__file__.rpartition("/")[0]
-    assert fresh.output(f"    isa = {isa!r}\n{EDGES}", PYTHONPATH=tests) == "all"
 
 
 # What is refused.

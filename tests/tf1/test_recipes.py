@@ -17,11 +17,6 @@ def w() -> np.ndarray:
     return np.array([[1, -2], [-3, 4]], np.float32)
 
 
-@pytest.fixture
-def store() -> fp.VariableStore:
-    return fp.VariableStore()
-
-
 def network(store: fp.VariableStore, scale: float) -> None:
     """The published network: three layers of weights with a penalty and biases without."""
     for scope, (inputs, outputs) in LAYERS.items():

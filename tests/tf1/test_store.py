@@ -1,40 +1,24 @@
-"""The workflow of TensorFlow 1: variables, scopes, collections, and losses that stay lazy."""
+"""The store of TensorFlow 1's workflow: variables, scopes and collections."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-import fused_penalties as fp
 from fused_penalties import contrib, regularizers
 from fused_penalties.losses import Loss
 from fused_penalties.store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
-from messages import exactly
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 L1 = contrib.l1_regularizer(0.5)
 L2 = contrib.l2_regularizer(0.5)
 
 
-@pytest.fixture
-def store() -> VariableStore:
-    return VariableStore()
-
-
 def names(losses: list[Any]) -> list[str]:
     return [loss.name for loss in losses]
-
-
-def state(store: VariableStore) -> Any:
-    """All that a store holds."""
-    keys = [value for key, value in vars(GraphKeys).items() if key.isupper()]
-    collections = {key: [id(x) for x in store.get_collection(key)] for key in keys}
-    return copy.copy(dict(store.variables)), collections
 
 
 def test_the_keys_are_those_of_tensorflow() -> None:
@@ -235,68 +219,6 @@ def test_a_variable_keeps_its_name_in_a_collection(store: VariableStore) -> None
     assert names(store.get_collection(GraphKeys.LOSSES, "sc")) == ["sc/mine"]
 
 
-def test_the_sum_of_losses(store: VariableStore) -> None:
-    value = store.get_regularization_loss()
-    assert isinstance(value, np.float32)
-    assert value == 0.0
-    store.get_variable("a", W, regularizer=L2)
-    store.get_variable("b", W, regularizer=L1)
-    store.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, 0.25)
-    value = store.get_regularization_loss()
-    assert isinstance(value, np.float32)
-    assert value == 12.75
-    store.get_variable("c", W.astype(np.float64), regularizer=L1)
-    assert isinstance(store.get_regularization_loss(), np.float64)
-
-
-def test_all_losses_are_one_pass(store: VariableStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    with store.variable_scope("sc", regularizer=contrib.sum_regularizer([L1, L2])):
-        for k in range(9):
-            store.get_variable(f"w{k}", [k, 3])
-    store.apply_regularization(L1, list(store.variables.values()))
-    reads: list[int] = []
-    terms = fp._core.HostPlan.terms
-
-    def counted(plan: Any, strengths: Any) -> Any:
-        reads.append(strengths.bytes)
-        return terms(plan, strengths)
-
-    monkeypatch.setattr(fp._core.HostPlan, "terms", counted)
-    in_one = store.get_regularization_loss()
-    once = sum(x.nbytes for x in store.variables.values())
-    assert reads == [once]
-    assert float(sum(store.get_regularization_losses())) == in_one
-    assert reads == [once, once]
-
-
-def test_losses_are_numbers(store: VariableStore) -> None:
-    store.get_variable("a", W, regularizer=L2)
-    store.get_variable("b", W, regularizer=L1)
-    a, b = store.get_regularization_losses()
-    assert isinstance(a.value(), np.float32)
-    assert (a.value(), float(b), str(a), f"{b:.2f}") == (7.5, 5.0, "7.5", "5.00")
-    assert repr(a) == "<Loss 'a/Regularizer/l2_regularizer:0'>"
-    assert 1 + a == a + 1 == np.float32(1) + a == 8.5
-    assert 0.5 * a == a / 2 == 3.75
-    assert -a == -7.5
-    assert 1 - a == -6.5
-    assert a > b
-    assert np.sqrt(b) == np.float32(np.sqrt(5))
-    assert np.array([a, b]).tolist() == [7.5, 5.0]
-    assert a + 0 == 7.5
-    assert isinstance(sum([a, b]), Loss)
-    assert a + b == 12.5
-    assert sum([a, 0.5, b]) == 13.0
-
-
-def test_activity_losses_by_hand(store: VariableStore) -> None:
-    store.get_variable("w", W, regularizer=L2)
-    activations = np.full((5, 5), 2, np.float32)
-    loss = regularizers.L2(0.01)(activations) / len(activations)
-    store.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, loss)
-    assert store.get_regularization_loss() == pytest.approx(7.7, rel=1.2e-7)
-
-
 def test_apply_takes_the_collection_of_weights(store: VariableStore) -> None:
     a = store.get_variable("a", W.copy())
     store.get_variable("b", W)
@@ -325,214 +247,3 @@ def test_apply_takes_patterns(store: VariableStore) -> None:
         store.get_variable("bias", np.full(2, 100, np.float32))
     assert store.apply_regularization({"bias": None, ".*": L1}, store.variables) == 5.0
     assert store.get_regularization_loss() == 5.0
-
-
-def test_a_plan_of_a_store(store: VariableStore) -> None:
-    with store.variable_scope("dense", regularizer=L2):
-        kernel = store.get_variable("kernel", W.copy())
-        bias = store.get_variable("bias", np.ones(2), regularizer=fp.no_regularizer)
-    store.get_variable("scale", np.full(2, 2, np.float32), regularizer=np.max)
-    store.get_variable("steps", np.array(3), trainable=False)
-    assert store.regularizers == {
-        "dense/kernel": L2,
-        "dense/bias": None,
-        "scale": np.max,
-        "steps": None,
-    }
-    for plan in fp.Plan(store), store.plan(threads=1):
-        assert plan.names == tuple(store.variables)
-        assert plan.named() == {"dense/kernel": 7.5, "dense/bias": 0, "scale": 2, "steps": 0}
-        assert plan.value() == store.get_regularization_loss() == 9.5
-        assert plan.describe().splitlines()[0].endswith(repr(L2))
-        kernel *= 2
-        assert plan.value() == store.get_regularization_loss() == 32.0
-        kernel /= 2
-    assert fp.Plan(store, {"kernel": L1}).named()["dense/kernel"] == 5.0
-    assert fp.Plan(store, None).value() == 0.0
-    with pytest.raises(ValueError, match=r"^threads: "):
-        store.plan(threads=0)
-    assert np.all(bias == 1)
-    assert len(VariableStore().plan()) == 0
-
-
-def test_a_plan_adds_what_one_variable_has_several_times(store: VariableStore) -> None:
-    kernel = store.get_variable("kernel", W.copy(), regularizer=L2)
-    bias = store.get_variable("bias", np.ones(2, np.float32))
-    store.apply_regularization(L1, [kernel, bias])
-    store.apply_regularization([None, L2], [kernel, bias])
-    store.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, 100.0)
-    plan = store.plan()
-    assert plan.named() == {"kernel": 7.5 + 5.0, "bias": 1.0 + 0.5}
-    assert plan.value() + 100.0 == store.get_regularization_loss() == 114.0
-    grads = {"kernel": np.zeros_like(W), "bias": np.zeros(2, np.float32)}
-    plan.add_grad(grads)
-    assert grads["kernel"].tolist() == [[1.0, -1.5], [-2.0, 2.5]]
-    assert grads["bias"].tolist() == [1.0, 1.0]
-
-
-def test_a_plan_counts_one_array_of_two_names_twice(store: VariableStore) -> None:
-    store.get_variable("a", W, regularizer=L2)
-    store.get_variable("b", W, regularizer=L2)
-    assert store.plan().value() == store.get_regularization_loss() == 15.0
-
-
-def test_no_plan_of_a_loss_of_another_array(store: VariableStore) -> None:
-    store.get_variable("w", W, regularizer=L2)
-    store.apply_regularization(L1, [W.copy()])
-    message = (
-        "regularizers: 'get_regularization_penalty:0' is the loss of an array that is no variable "
-        "of this store; wanted losses of variables only"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        fp.Plan(store)
-    assert fp.Plan(store.variables, L1).value() == 5.0
-
-
-def test_apply_to_losses_warns(store: VariableStore) -> None:
-    store.get_variable("w", W, regularizer=L2)
-    with pytest.warns(UserWarning, match="given regularization losses") as caught:
-        store.apply_regularization(L2, store.get_regularization_losses())
-    assert caught[0].filename == __file__
-
-
-def vector(x: np.ndarray) -> np.ndarray:
-    return np.ones(2)
-
-
-BAD: dict[str, tuple[Callable[[VariableStore], object], type[Exception], str]] = {
-    "a name used twice": (
-        lambda store: store.get_variable("v", [2, 2], regularizer=L1),
-        ValueError,
-        "Variable v already exists, disallowed. Did you mean to set reuse=True or "
-        "reuse=AUTO_REUSE in variable_scope?",
-    ),
-    "reuse of a missing name": (
-        lambda store: reused(store, "missing", [2]),
-        ValueError,
-        "Variable missing does not exist. Did you mean to set reuse=AUTO_REUSE in variable_scope?",
-    ),
-    "another shape": (
-        lambda store: reused(store, "v", [3, 2]),
-        ValueError,
-        "Trying to share variable v, but specified shape (3, 2) and found shape (2, 2).",
-    ),
-    "another dtype": (
-        lambda store: reused(store, "v", [2, 2], np.float64),
-        ValueError,
-        "Trying to share variable v, but specified dtype float64 and found dtype float32.",
-    ),
-    "a regularizer that is not scalar": (
-        lambda store: store.get_variable("x", W, regularizer=vector),
-        ValueError,
-        "regularizer must return a scalar Tensor instead of a Tensor with rank 1.",
-    ),
-    "a regularizer that is none": (
-        lambda store: store.get_variable("x", W, regularizer="l2"),
-        TypeError,
-        "regularizer: got a str; wanted a regularizer or None",
-    ),
-    "a regularized array of integers": (
-        lambda store: store.get_variable("x", np.ones(3, int), regularizer=L1),
-        TypeError,
-        "variable x: dtype int64 is not supported; wanted float16, bfloat16, float32 or float64",
-    ),
-    "no shape": (
-        lambda store: store.get_variable("x"),
-        ValueError,
-        "Variable x was given neither a shape nor an array.",
-    ),
-    "a negative size": (
-        lambda store: store.get_variable("x", [2, -1]),
-        ValueError,
-        "Variable x was given the shape [2, -1]; wanted sizes of at least 0",
-    ),
-    "sizes that are not integers": (
-        lambda store: store.get_variable("x", [[1.0, 2.0]]),
-        ValueError,
-        "Variable x was given the shape [[1.0, 2.0]]; wanted sizes of at least 0",
-    ),
-    "a shape beside a constant": (
-        lambda store: store.get_variable("x", [2, 2], initializer=W),
-        ValueError,
-        "If initializer is a constant, do not specify shape.",
-    ),
-    "an array and an initializer": (
-        lambda store: store.get_variable("x", W, initializer=np.zeros),
-        ValueError,
-        "Variable x was given both an array and an initializer.",
-    ),
-    "an array of another dtype": (
-        lambda store: store.get_variable("x", W, dtype=np.float64),
-        ValueError,
-        "Variable x was given an array of dtype float32; wanted float64",
-    ),
-    "an initializer of another shape": (
-        lambda store: store.get_variable("x", [2], initializer=lambda shape, dtype: W),
-        ValueError,
-        "Variable x: the initializer returned an array of shape (2, 2); wanted (2,)",
-    ),
-    "no name": (
-        lambda store: store.get_variable("", W),
-        TypeError,
-        "name: got ''; wanted a string that is not empty",
-    ),
-    "a scope without a name": (
-        lambda store: store.variable_scope(None).__enter__(),
-        TypeError,
-        "name: got NoneType; wanted a string",
-    ),
-    "a scope with a bad regularizer": (
-        lambda store: store.variable_scope("sc", regularizer=0.1).__enter__(),
-        TypeError,
-        "regularizer: got a float; wanted a regularizer or None",
-    ),
-    "a scope with a bad reuse": (
-        lambda store: store.variable_scope("sc", reuse="yes").__enter__(),
-        ValueError,
-        "reuse: got 'yes'; wanted True, False, None or AUTO_REUSE",
-    ),
-    "a collection without a name": (
-        lambda store: store.add_to_collection(3, W),
-        TypeError,
-        "name: got int; wanted a string",
-    ),
-    "a scope that is no pattern": (
-        lambda store: store.get_regularization_losses("("),
-        ValueError,
-        "scope: got '('; wanted a regular expression: missing ), unterminated subpattern at "
-        "position 0",
-    ),
-    "applied to nothing": (
-        lambda store: store.apply_regularization(L1),
-        ValueError,
-        "No weights to regularize.",
-    ),
-    "applied and not scalar": (
-        lambda store: store.apply_regularization(vector, [W]),
-        ValueError,
-        "regularizer must return a scalar Tensor instead of a Tensor with rank 1.",
-    ),
-    "applied to integers": (
-        lambda store: store.apply_regularization(L1, [W, np.ones(3, int)]),
-        TypeError,
-        "weights[1]: dtype int64 is not supported; wanted float16, bfloat16, float32 or float64",
-    ),
-}
-
-
-def reused(store: VariableStore, *args: Any) -> None:
-    with store.variable_scope("", reuse=True):
-        store.get_variable(*args)
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_leaves_the_store_unchanged(store: VariableStore, case: str) -> None:
-    call, error, message = BAD[case]
-    store.get_variable("v", W, regularizer=L2)
-    before = state(store)
-    with pytest.raises(error, match=exactly(message)):
-        call(store)
-    assert state(store) == before
-    with store.variable_scope("after"):
-        store.get_variable("w", [1])
-    assert list(store.variables) == ["v", "after/w"]
