@@ -26,8 +26,8 @@ import fused_penalties as fp
 from timing import interleaved
 
 SOURCE = Path(__file__).with_name("limits.cpp")
-# A thread takes a 128th of the bytes at a time, but within these: small enough that all end together,
-# large enough that the change from one piece to the next costs nothing.
+# A thread takes a 128th of the bytes at a time, but within these: small enough that all end
+# together, large enough that the change from one piece to the next costs nothing.
 LEAST_PIECE, MOST_PIECE = 256 << 10, 4 << 20
 ROUNDS = 5
 # The other sets need none: the compiler's default is the baseline, or NEON. "scalar" is measured

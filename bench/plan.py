@@ -13,6 +13,7 @@ float64 before it is timed.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,20 @@ def many_small(report: Report, offset: int) -> None:
         },
         {"torch expression and backward": (200.0,)},
     )
+    regularizer = L1L2(L1, L2)
+    for kind, weights in (("NumPy arrays", work.weights), ("torch tensors", work.tensors)):
+        report.run(
+            f"1000 {kind} of 64 float32, the way in, {offset} bytes off",
+            {
+                "fp.penalty": partial(fp.penalty, weights, regularizer),
+                "fp.sums": partial(fp.sums, weights),
+                "fp.Plan": partial(fp.Plan, weights, regularizer),
+            },
+            {"fp.sums": (1 / 1.5,)} if kind == "torch tensors" else {},
+        )
+    if offset == 0:
+        bound = partial(fp.Plan, work.tensors, regularizer)
+        report.absolute("fp.Plan of 1000 torch tensors", bound, 2e-3)
 
 
 def resnet50(report: Report, offset: int) -> None:

@@ -67,15 +67,15 @@ class Plan:
     A buffer that is listed twice (tied weights) counts, and changes, twice. Writing into torch
     tensors is not seen by autograd: do it after `backward`, as an optimizer does.
 
-    Weights on a GPU have the same bits. Results, also those documented as floats, are CuPy arrays
-    there, and the work goes to the caller's stream: torch's current one if the first weight is a
-    torch tensor, else CuPy's. Nothing waits for it but what calls functions among the regularizers,
-    and an `upstream`, `step`, `rate` or `max_norm` that is itself on the GPU. A call on another
-    stream than the last one comes after that. In a CUDA graph a call can be captured, with what the
-    weights, the grads and the strengths will hold when it is replayed, but with the numbers that it
-    was given; grads must have been used once before. A graph does not wait for calls outside of it,
-    and those that are captured from one plan share memory: order their streams, and keep the plan
-    and the captured results for as long as the graph.
+    Weights on a GPU have the same bits. Results, also those documented as floats, are arrays there:
+    torch's, on torch's current stream, if torch tensors are among the weights, else CuPy's, on
+    CuPy's. A call waits for the GPU only if functions are among the regularizers, or if `upstream`,
+    `step`, `rate` or `max_norm` is itself an array there. Calls on several streams come one after
+    the other. In a CUDA graph a call can be captured, with what the weights, the grads and the
+    strengths will hold when it is replayed, but with the numbers that it was given; grads must have
+    been used once before. A graph does not wait for calls outside of it, and those that are
+    captured from one plan share memory: order their streams, and keep the plan and the captured
+    results for as long as the graph.
 
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
     and are safe beside each other. What writes, into weights or grads, needs them to itself.
@@ -111,9 +111,9 @@ class Plan:
             below 1.
         RuntimeError: buffers on a device that cannot be read (`fused_penalties.cuda.is_available`
             says why); an error of CUDA; a plan made, strengths set or grads used for the first
-            time while the stream is captured; a call that has to wait for a stream, the current one
-            of the grads' library or of CuPy, that is captured into another graph than the call; by
-            later calls, a weight that has other memory, another shape or another dtype.
+            time while the stream is captured; a call whose grads have to be waited for on a stream
+            that is captured into another graph than the call's; by later calls, a weight that has
+            other memory, another shape or another dtype.
     """
 
     __slots__ = ("_applied", "_items", "_memory", "_no_weights", "_plan", "_threads", "names")
