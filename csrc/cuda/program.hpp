@@ -1,5 +1,5 @@
-// What one warp does in the kernels that sum and change: it walks its part of the line of blocks, takes the sums of each
-// block or changes it, and adds the sums up.
+// What one warp does in the kernels that sum and change: it walks its part of the line of blocks, sums or changes each
+// block, and adds the sums up.
 #pragma once
 
 #include "changes.hpp"

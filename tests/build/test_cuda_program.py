@@ -10,7 +10,7 @@ import pytest
 
 from source_tree import build
 
-# The parts of tests/native/warp.cpp, and how many cases each has at least.
+# The parts of tests/native/warp, and how many cases each has at least.
 PARTS = {
     "trees": 1_500_000,
     "changes": 8_000_000,

@@ -20,9 +20,8 @@ L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 pytestmark = gpu.marks
 
 
-MESSAGE = (
-    r"(csrc/cuda/(launch\.cu|queue\.cpp)|tests/native/emulated/emulated\.cpp):\d+: cudaError\w+: .+"
-)
+FILES = r"csrc/cuda/(launch\.cu|queue\.cpp)|tests/native/emulated/\w+\.cpp"
+MESSAGE = rf"({FILES}):\d+: cudaError\w+: .+"
 
 
 def assert_fails(call: Callable[[], Any]) -> bool:
