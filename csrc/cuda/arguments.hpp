@@ -7,18 +7,19 @@
 namespace fused_penalties {
 namespace cuda {
 
-// Both sums' limbs, side by side.
+// A row of limbs: those of the abs sum, then those of the square sum.
 constexpr int kRow = 2 * kLimbs;
 
-// What calls share: zero before the first one, and left zero, but for `singles`, by `finish`.
+// What a call's kernels leave to its last one, `finish`. It is zero before the first call, and `finish` leaves it zero
+// for the next, but for `singles`, of which a call uses only what it wrote itself.
 struct Workspace {
     int64_t* limbs;      // (1 + slots) x kRow: the totals, then the accumulators of the buffers that have one
     BlockSums* singles;  // n: the sums of the buffers that have one block
     uint32_t* finished;  // how many blocks of threads are done
 };
 
-// Part of the line of all blocks, cut into chunks whose sizes differ by one block at most. Warps take them in turn, so
-// that at any time all of them read in one neighbourhood.
+// Part of the line of all blocks, cut into chunks whose sizes differ by one block at most. Of w warps
+// number k takes the chunks k, k + w, k + 2w and so on, so that at any time all of them read in one neighbourhood.
 struct Range {
     uint64_t first, end, chunks;
 };
@@ -50,10 +51,10 @@ struct UpdateArguments {
     Range range;
     Coefficients coefficients;  // or null: every buffer is changed
     double number;              // the change's
-    const double* there;        // where the number is in device memory, or null
+    const double* on_device;    // where the number is in device memory instead, or null
 };
 
-// Where results go. Null: they are not wanted. What is about all buffers is either their penalty, or their sums.
+// Where results go; null if one is not wanted. Over all buffers either the penalty is wanted or sums, never both.
 struct FinishArguments {
     Table table;
     Workspace workspace;

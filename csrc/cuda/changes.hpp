@@ -21,17 +21,17 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     constexpr int together = sizeof(Grads) > sizeof(Weights) ? kFewRows / 2 : kFewRows;
     const Real x = Real(factors.x), y = Real(factors.y);
     const int n = weights.size();
-    PerLane<Share<Type>> shares;
-    each_lane([&](int lane) { shares[lane].clear(); });
+    PerLane<Accumulators<Type>> accumulators;
+    each_lane([&](int lane) { accumulators[lane].clear(); });
     const auto change = [&](int lane, const Weights& w, Grads& g) {
         const auto weight = unpack<Type>(w);
         auto grad = unpack<Target>(g);
-        shares[lane].add(weight);
+        accumulators[lane].add(weight);
         const auto add_terms = [&](Real l1, Real l2) FUSED_PENALTIES_INLINE {
             FUSED_PENALTIES_UNROLLED
             for (int k = 0; k < own; ++k) grad.at[k] = canon::gradient(weight.at[k], Real(grad.at[k]), l1, l2);
         };
-        // Asked once, and not again for every element.
+        // Which factors are zero is asked here once. `not_zero` keeps the formula from asking again for every element.
         if (y == 0) {
             add_terms(x, 0);
         } else if (x == 0) {
@@ -71,15 +71,15 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     } else if (contiguous) {
         change_rows(std::false_type{});
     }
-    each_partial<Type>(n, contiguous, [&](int lane, int first) {
+    each_left_over<Type>(n, contiguous, [&](int lane, int first) {
         unsigned char* mine = stage + lane * kStage;
         const Weights w = weights.template gather<own>(first, mine);
         Grads g = idle ? Grads{} : grads.template gather<own>(first, mine);
         change(lane, w, g);
         if (!idle) grads.scatter(first, g, mine);
     });
-    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
-    return fold<Type>(shares);
+    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(accumulators);
+    return fold<Type>(accumulators);
 }
 
 // Replaces every element of one block.
@@ -116,7 +116,7 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
     } else if (elements.contiguous()) {
         replace_rows(std::false_type{});
     }
-    each_partial<Type>(n, elements.contiguous(), [&](int lane, int first) {
+    each_left_over<Type>(n, elements.contiguous(), [&](int lane, int first) {
         unsigned char* mine = stage + lane * kStage;
         elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
     });

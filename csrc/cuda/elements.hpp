@@ -15,17 +15,17 @@ namespace cuda {
 // what also writes, in what is not read 16 bytes at a time, and under the wide rule.
 constexpr int kFewRows = 4;
 
-// n elements as they lie in memory, in words: registers have no smaller parts.
+// n elements as they lie in memory, as words of 32 bits, which is what a register holds.
 template <class Element, int n>
 struct alignas(16) Pack {
     uint32_t words[n * int(sizeof(Element)) / 4];
 };
 
-// Room for what one lane reads or writes at a time, in shared memory: elements that cannot be accessed 16 bytes at a
-// time are put together there, since registers have no addresses.
+// Bytes of shared memory in which one lane puts together what it reads or writes element by element. It cannot do that
+// in registers, which have no addresses.
 constexpr int kStage = 32;
 
-// The elements of one block in one place.
+// The elements of one block, in the weights or in the target.
 template <class Element>
 class Elements {
 public:
@@ -37,7 +37,8 @@ public:
     FUSED_PENALTIES_DEVICE bool aligned() const { return place_.aligned; }
     FUSED_PENALTIES_DEVICE bool contiguous() const { return place_.rank == 0; }
 
-    // Several, all of them there: 16 bytes at a time, or contiguous ones one by one, but none waits for another.
+    // Reads n elements, all before the end: 16 bytes at a time, or, of contiguous ones that lie otherwise, one by one.
+    // All are asked for before the first is used.
     template <int n, bool aligned>
     FUSED_PENALTIES_DEVICE Pack<Element, n> read(int i) const {
         Pack<Element, n> pack;
@@ -65,7 +66,8 @@ public:
         }
     }
 
-    // The same wherever they lie, one after the other: zero past the end, and nothing written there.
+    // Reads n elements wherever they lie, in a loop, which takes longer. Past the end they are zero, and `scatter`
+    // writes nothing there.
     template <int n>
     FUSED_PENALTIES_DEVICE Pack<Element, n> gather(int i, unsigned char* stage) const {
         static_assert(n * int(sizeof(Element)) <= kStage, "a lane has no more room");
@@ -113,7 +115,7 @@ private:
     unsigned char* data_;  // the block's first element, with rank 0
 };
 
-// How many lanes of the tree each lane of the warp has.
+// How many lanes of the tree each lane of the warp has: one for each element in 16 bytes.
 template <class Type>
 constexpr int kOwn = 16 / int(sizeof(typename Type::Element));
 
@@ -210,7 +212,7 @@ FUSED_PENALTIES_DEVICE void read_rows(const Elements<Element>& elements, int row
 // Calls visit(lane, first) for what is not read several rows at a time: kOwn elements from `first` on, of which some
 // may be missing. Where elements are contiguous, that is only what is cut by the end of the block.
 template <class Type, class Visit>
-FUSED_PENALTIES_DEVICE void each_partial(int n, bool contiguous, const Visit& visit) {
+FUSED_PENALTIES_DEVICE void each_left_over(int n, bool contiguous, const Visit& visit) {
     constexpr int own = kOwn<Type>;
     const int cut = n % own == 0 ? kRows : n % canon::strip_elements<Type> / canon::columns<Type>;
     const int end = contiguous ? (cut < kRows ? cut + 1 : kRows) : rows_of<Type>(n);

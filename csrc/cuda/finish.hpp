@@ -44,19 +44,19 @@ FUSED_PENALTIES_DEVICE PerLane<double> round_row(int64_t* row) {
     return sums;
 }
 
-// NumPy's conversion of a float64, with the one NaN.
-FUSED_PENALTIES_DEVICE float narrow(double value) { return value == value ? float(value) : float(NAN); }
+// Rounds to nearest, as NumPy converts; each NaN becomes the one quiet NaN.
+FUSED_PENALTIES_DEVICE float float_of_double(double value) { return value == value ? float(value) : float(NAN); }
 
 FUSED_PENALTIES_DEVICE void write_penalty(void* to, uint64_t i, bool wide, double value) {
     if (wide) {
         static_cast<double*>(to)[i] = canon::quiet(value);
     } else {
-        static_cast<float*>(to)[i] = narrow(value);
+        static_cast<float*>(to)[i] = float_of_double(value);
     }
 }
 
-// Turns the workspace into each buffer's results, and leaves it zero. `row` and `total` are the warp's own, and what is
-// about all buffers is left in `total`; `finish_totals` has to follow.
+// Turns the workspace into each buffer's results, and leaves it zero. `row` and `total` are the warp's own; what the
+// warp's buffers add to the results over all buffers is left in `total`. `finish_totals` has to follow.
 FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* row, int64_t* total, uint32_t warp,
                                    uint32_t warps) {
     const Table& table = arguments.table;
@@ -113,7 +113,7 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
             if (!arguments.values) return;
             // A buffer's own penalty is rounded as if it were alone.
             const bool as_it_is = computed_in_double(buffer.weights.dtype);
-            write_penalty(arguments.values, i, arguments.wide, as_it_is ? term : double(narrow(term)));
+            write_penalty(arguments.values, i, arguments.wide, as_it_is ? term : double(float_of_double(term)));
         });
         barrier();
     }

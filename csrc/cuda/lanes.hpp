@@ -1,6 +1,6 @@
 // A warp, written so that the same source runs on a GPU and, for tests, on the host.
 //
-// A program for one warp is a row of phases. What happens in all lanes is in each_lane; what a lane keeps between
+// A program for one warp is a sequence of phases. What happens in all lanes is in each_lane; what a lane keeps between
 // phases is PerLane. On the GPU every lane runs the program; on the host one thread does, with the lanes in a loop.
 // A phase must not read what another lane writes in it, nor, in memory, what one wrote since the last barrier.
 #pragma once
@@ -47,15 +47,15 @@ FUSED_PENALTIES_DEVICE void each_lane(const Phase& phase) {
 // Orders what the lanes write to memory before what they read after.
 FUSED_PENALTIES_DEVICE void barrier() { __syncwarp(); }
 
-// Says that an address that was itself read from memory is one of device memory: accesses to what might be anywhere
-// are slower.
+// Tells the compiler that an address is one of device memory. It cannot know that of an address that was itself read
+// from memory, and makes slower accesses to what might also be shared memory.
 template <class T>
 FUSED_PENALTIES_DEVICE T* in_device_memory(T* address) {
     __builtin_assume(__isGlobal(address));
     return address;
 }
 
-// The GPU's |x| is free in the instruction that uses it.
+// Not canon's, by the bits: an instruction that computes with |x| takes x, and drops the sign at no cost.
 FUSED_PENALTIES_DEVICE float magnitude(float x) { return fabsf(x); }
 FUSED_PENALTIES_DEVICE double magnitude(double x) { return fabs(x); }
 
@@ -63,7 +63,7 @@ FUSED_PENALTIES_DEVICE double magnitude(double x) { return fabs(x); }
 FUSED_PENALTIES_DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 FUSED_PENALTIES_DEVICE double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
 
-// Tells the compiler what it cannot see.
+// Tells the compiler that a value is not zero, so that it leaves out the code for zero.
 template <class Real>
 FUSED_PENALTIES_DEVICE Real not_zero(Real value) {
     __builtin_assume(value != 0);
@@ -76,7 +76,7 @@ FUSED_PENALTIES_DEVICE void in_order() { __syncwarp(); }
 
 FUSED_PENALTIES_DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-// The values of the lanes whose numbers differ in the bits of `mask`.
+// For each lane the value of its partner, the lane whose number differs from its own in the bits of `mask`.
 template <class T>
 FUSED_PENALTIES_DEVICE PerLane<T> partner(const PerLane<T>& values, int mask) {
     PerLane<T> other;
@@ -97,7 +97,7 @@ FUSED_PENALTIES_DEVICE void atomic_add(int64_t* to, int64_t value) {
 FUSED_PENALTIES_DEVICE uint32_t atomic_next(uint32_t* counter) { return atomicAdd(counter, 1u); }
 // Orders this thread's writes before those that follow, for every reader on the device.
 FUSED_PENALTIES_DEVICE void fence() { __threadfence(); }
-// What other multiprocessors' atomics left in memory.
+// Reads what atomics of other multiprocessors wrote, past the cache of this one, which may have an older value.
 FUSED_PENALTIES_DEVICE int64_t fresh(const int64_t* from) { return __ldcg(reinterpret_cast<const long long*>(from)); }
 
 #else
@@ -123,7 +123,7 @@ inline void each_lane(const Phase& phase) {
 
 inline void barrier() {}
 inline void in_order() {}
-// Reads, so that a sanitizer sees it where there is nothing.
+// Reads a byte, so that the address sanitizer ends the program where there is no memory.
 inline void prefetch(const void* address) { (void)*static_cast<const volatile unsigned char*>(address); }
 template <class Real>
 inline Real not_zero(Real value) {

@@ -14,26 +14,27 @@ constexpr const char* kFile = "csrc/cuda/launch.cu";
 
 constexpr int kWarps = 4;  // of a block of threads
 constexpr int kThreads = kWarps * kLanes;
-// With so many blocks of threads on a multiprocessor, enough bytes are in flight to fill the memory's latency.
+// Blocks of threads on one multiprocessor: with so many, enough loads are under way at a time to keep the memory busy.
 constexpr int kResident = 4;
-// Small enough that warps read in one neighbourhood, large enough that finding a chunk's buffer is little.
+// So few that all warps read in one neighbourhood, so many that the search for a chunk's buffer takes little of the
+// time.
 constexpr uint64_t kBlocksPerChunk = 8;
 
 __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(const __grid_constant__ SumArguments arguments) {
-    __shared__ Shared shared[kWarps];
+    __shared__ WarpMemory memory[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
-    sum(arguments, shared[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    sum(arguments, memory[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
     __syncthreads();
-    bring_together(arguments.workspace, shared, kWarps, warp);
+    bring_together(arguments.workspace, memory, kWarps, warp);
 }
 
 __global__ void __launch_bounds__(kThreads, kResident)
     gradient_kernel(const __grid_constant__ GradientArguments arguments) {
-    __shared__ Shared shared[kWarps];
+    __shared__ WarpMemory memory[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
-    gradient(arguments, shared[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    gradient(arguments, memory[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
     __syncthreads();
-    bring_together(arguments.workspace, shared, kWarps, warp);
+    bring_together(arguments.workspace, memory, kWarps, warp);
 }
 
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -85,7 +86,7 @@ void start_range(const Queue& queue, void (*kernel)(Arguments), Arguments argume
 template <class Arguments>
 void start_change(const Queue& queue, void (*kernel)(Arguments), const Arguments& arguments, const HostTable& table) {
     const OnDevice device(queue.device);
-    if (!table.in_turn()) return start_range(queue, kernel, arguments, 0, table.blocks());
+    if (!table.one_by_one()) return start_range(queue, kernel, arguments, 0, table.blocks());
     for (size_t i = 0; i < table.buffers(); ++i) start_range(queue, kernel, arguments, table.begin(i), table.end(i));
 }
 

@@ -12,10 +12,10 @@ namespace cuda {
 // The toolkit that this was compiled with, "13.0".
 std::string toolkit();
 
-// Loads what will be launched on the device, since that may not be done while a graph is captured.
+// Loads the kernels onto the device: CUDA would do so at the first launch, and may not while a graph is captured.
 void prepare(int device);
 
-// The blocks of a table, with the ranges of the arguments set here.
+// Each works on all blocks of its table; the arguments' range is set here.
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments);
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments);
 void launch(const Queue& queue, const HostTable& table, UpdateArguments arguments);

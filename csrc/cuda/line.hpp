@@ -8,7 +8,8 @@
 namespace fused_penalties {
 namespace cuda {
 
-// The first buffer, from `low` on, that ends after `block`. One of them must. Each step asks at 32 places at once.
+// The first buffer, from `low` on, that ends after `block`; there must be one. In each step of the search every lane
+// looks at one place.
 FUSED_PENALTIES_DEVICE uint32_t buffer_of(const Table& table, uint32_t low, uint64_t block) {
     uint32_t high = table.n - 1;
     while (low < high) {
@@ -38,7 +39,7 @@ FUSED_PENALTIES_DEVICE void sweep(const Table& table, const Range& range, uint32
             i = buffer_of(table, i, at);
             const uint64_t begin = i ? table.ends[i - 1] : 0;
             const uint64_t stop = end < table.ends[i] ? end : table.ends[i];
-            const Buffer buffer = table.buffers[i];  // a copy: in every block it would be looked up again
+            const Buffer buffer = table.buffers[i];  // a copy: else every block would read it again
             visit(i, buffer, at - begin, stop - begin);
             at = stop;
         }

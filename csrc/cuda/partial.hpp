@@ -16,7 +16,7 @@ FUSED_PENALTIES_DEVICE void clear(int64_t* row) {
 }
 
 // What a warp needs in shared memory.
-struct Shared {
+struct WarpMemory {
     int64_t row[kRow];  // limbs of what the warp has summed, but not yet added to the workspace
     int64_t slot;       // of the buffer that was summed; -1: there is none, or it needs none
     alignas(16) unsigned char stage[kLanes * kStage];
@@ -29,22 +29,22 @@ FUSED_PENALTIES_DEVICE int64_t* row_of(const Workspace& workspace, int64_t slot)
 // The sums of what a warp reads of one buffer, until it comes to another. The last buffer's stay in shared memory.
 class Partial {
 public:
-    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, Shared& shared)
-        : workspace_(workspace), shared_(shared) {
+    FUSED_PENALTIES_DEVICE Partial(const Workspace& workspace, WarpMemory& memory)
+        : workspace_(workspace), memory_(memory) {
         each_lane([&](int lane) {
-            if (lane == 0) shared.slot = -1;
+            if (lane == 0) memory.slot = -1;
         });
-        clear(shared.row);
+        clear(memory.row);
     }
 
     // What is added from now on is this buffer's.
     FUSED_PENALTIES_DEVICE void begin(uint32_t i, const Buffer& buffer) {
         i_ = i;
-        if (buffer.slot == shared_.slot) return;
-        if (shared_.slot >= 0) flush();
+        if (buffer.slot == memory_.slot) return;
+        if (memory_.slot >= 0) flush();
         barrier();
         each_lane([&](int lane) {
-            if (lane == 0) shared_.slot = buffer.slot;
+            if (lane == 0) memory_.slot = buffer.slot;
         });
         barrier();
     }
@@ -52,10 +52,10 @@ public:
     FUSED_PENALTIES_DEVICE void add(const PerLane<double>& sums) {
         each_lane([&](int lane) {
             if (lane % 16 != 0) return;
-            if (shared_.slot < 0) {
+            if (memory_.slot < 0) {
                 (lane == 0 ? workspace_.singles[i_].abs : workspace_.singles[i_].square) = sums[lane];
             } else {
-                limbs::deposit(shared_.row + lane / 16 * kLimbs, sums[lane]);
+                limbs::deposit(memory_.row + lane / 16 * kLimbs, sums[lane]);
             }
         });
     }
@@ -63,35 +63,35 @@ public:
 private:
     FUSED_PENALTIES_DEVICE void flush() {
         barrier();
-        int64_t* to = row_of(workspace_, shared_.slot);
+        int64_t* to = row_of(workspace_, memory_.slot);
         each_lane([&](int lane) {
             for (int k = lane; k < kRow; k += kLanes) {
-                if (shared_.row[k] == 0) continue;
-                atomic_add(to + k, shared_.row[k]);
-                shared_.row[k] = 0;
+                if (memory_.row[k] == 0) continue;
+                atomic_add(to + k, memory_.row[k]);
+                memory_.row[k] = 0;
             }
         });
     }
 
     const Workspace& workspace_;
-    Shared& shared_;
+    WarpMemory& memory_;
     uint32_t i_ = 0;
 };
 
 // When all warps of a block of threads are done: adds what they still have in shared memory to the workspace. Warps
 // that ended with the same buffer, as most do in large ones, add their rows first, so that there are fewer atomics: the
 // first of them does it.
-FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const Shared* shared, uint32_t warps,
+FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const WarpMemory* memory, uint32_t warps,
                                            uint32_t warp) {
-    const int64_t slot = shared[warp].slot;
+    const int64_t slot = memory[warp].slot;
     bool first = slot >= 0;
-    for (uint32_t other = 0; other < warp; ++other) first = first && shared[other].slot != slot;
+    for (uint32_t other = 0; other < warp; ++other) first = first && memory[other].slot != slot;
     if (!first) return;
     each_lane([&](int lane) {
         for (int k = lane; k < kRow; k += kLanes) {
             int64_t sum = 0;
             for (uint32_t other = warp; other < warps; ++other)
-                if (shared[other].slot == slot) sum += shared[other].row[k];
+                if (memory[other].slot == slot) sum += memory[other].row[k];
             if (sum != 0) atomic_add(row_of(workspace, slot) + k, sum);
         }
     });

@@ -27,9 +27,9 @@ FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffe
 }
 
 // The sums of all blocks of the range, into the workspace; `bring_together` has to follow.
-FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, uint32_t warp, uint32_t warps) {
+FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, WarpMemory& memory, uint32_t warp, uint32_t warps) {
     const Table& table = arguments.table;
-    Partial partial(arguments.workspace, shared);
+    Partial partial(arguments.workspace, memory);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               if (arguments.coefficients.l1 && !penalized(arguments.coefficients, i)) return;
@@ -40,9 +40,9 @@ FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, Shared& shared, u
                   with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
                       using Type = decltype(type);
                       const Elements<typename Type::Element> elements(buffer.weights, table.axes, first, n);
-                      sums = tree<Type>(elements, shared.stage, wide);
+                      sums = tree<Type>(elements, memory.stage, wide);
                   });
-                  partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
+                  partial.add(wide ? wide_tree(table, buffer, first, n, memory.stage) : sums);
               });
           });
 }
@@ -59,10 +59,10 @@ FUSED_PENALTIES_DEVICE void prefetch_elements(const Place& place, uint64_t first
 }
 
 // The gradient, and the sums in the same read; `bring_together` has to follow.
-FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared& shared, uint32_t warp,
+FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, WarpMemory& memory, uint32_t warp,
                                      uint32_t warps) {
     const Table& table = arguments.table;
-    Partial partial(arguments.workspace, shared);
+    Partial partial(arguments.workspace, memory);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
@@ -88,7 +88,7 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                       using Target = decltype(target);
                       const Elements<typename Type::Element> weights(buffer.weights, table.axes, first, n);
                       const Elements<typename Target::Element> grads(buffer.target, table.axes, first, n);
-                      sums = differentiate<Type, Target>(weights, grads, factors, idle, shared.stage, wide);
+                      sums = differentiate<Type, Target>(weights, grads, factors, idle, memory.stage, wide);
                   };
                   with_type(dtype, [&](auto type) FUSED_PENALTIES_INLINE {
                       if constexpr (canon::is_narrow<decltype(type)>)
@@ -96,7 +96,7 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, Shared&
                       run(type, type);
                   });
                   if (!arguments.sum) return;
-                  partial.add(wide ? wide_tree(table, buffer, first, n, shared.stage) : sums);
+                  partial.add(wide ? wide_tree(table, buffer, first, n, memory.stage) : sums);
               });
           });
 }
@@ -106,7 +106,7 @@ FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned ch
                                    uint32_t warps) {
     const Table& table = arguments.table;
     const ChangeKind kind = arguments.kind;
-    const double number = arguments.there ? *arguments.there : arguments.number;
+    const double number = arguments.on_device ? *arguments.on_device : arguments.number;
     if (kind == ChangeKind::clip && number == 1) return;
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {

@@ -48,7 +48,8 @@ const Driver& driver() {
     return driver;
 }
 
-// A call that CUDA refuses, and that spoils what is captured, if any thread captures in the strict mode.
+// While this lives, the thread may make calls that CUDA otherwise refuses as long as any thread captures a graph in the
+// strict mode. A refused call would also spoil that graph.
 class Relaxed {
 public:
     Relaxed() : before_(exchange_capture_mode(kRelaxedCapture)) {}
@@ -120,7 +121,7 @@ Staging take_staging(int device, size_t bytes) {
     return made;
 }
 
-// The graph that calls on a stream are recorded for; 0 if there is none.
+// The number of the capture that a stream takes part in; 0 if it is in none.
 unsigned long long capture_of(const Queue& queue) {
     cudaStreamCaptureStatus status;
     unsigned long long id = 0;
@@ -129,14 +130,15 @@ unsigned long long capture_of(const Queue& queue) {
     return status == cudaStreamCaptureStatusNone ? 0 : id;
 }
 
-// What names a stream of the current device for as long as the process runs, which its handle does not.
+// A number that no other stream of the current device gets in this process. A handle is given to another stream once
+// its own is destroyed.
 unsigned long long id_of(const Queue& queue) {
     unsigned long long id = 0;
     CHECK(cudaStreamGetId(stream_of(queue), &id));
     return id;
 }
 
-// The default stream, which no graph records; while others do CUDA may refuse to answer for it.
+// The default stream is never captured. CUDA may refuse to say so while another stream is, so it is not asked.
 bool is_legacy(void* stream) { return stream == nullptr || stream == cudaStreamLegacy; }
 
 std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }

@@ -20,7 +20,8 @@ struct Queue {
 // Why nothing can run here, as a sentence; empty if something can.
 std::string unavailable();
 
-// Makes a device the current one, and the one before afterwards, of which no context is made if it has none.
+// Makes a device the current one for as long as this lives; then the one before is current again. No context is made on
+// that one if it has none.
 class OnDevice {
 public:
     explicit OnDevice(int device);
@@ -32,7 +33,8 @@ private:
     int switched_to_ = -1;  // -1: it was the current one
 };
 
-// Lets this thread allocate while a graph is captured, or not, and returns what was the case before.
+// Sets whether CUDA lets this thread allocate memory while a graph is captured, by the number of CUDA's mode. Returns
+// the mode before.
 int exchange_capture_mode(int mode);
 constexpr int kRelaxedCapture = 2;
 
@@ -49,7 +51,7 @@ void upload(const Queue& queue, void* to, const void* from, size_t bytes);
 
 void clear(const Queue& queue, void* to, size_t bytes);
 
-// Lets work that shares memory come one after the other, whatever streams it is on. No stream is used again after the
+// Lets work on the same memory come one after the other, whatever streams it is on. No stream is used again after the
 // call that it was given to: it may be gone by then.
 class Turns {
 public:

@@ -16,7 +16,8 @@ Place place_of(const Span& span, std::vector<Axis>& axes) {
 
 }  // namespace
 
-HostTable::HostTable(const Span* weights, const Span* targets, size_t n, bool in_turn) : ends_(n), in_turn_(in_turn) {
+HostTable::HostTable(const Span* weights, const Span* targets, size_t n, bool one_by_one)
+    : ends_(n), one_by_one_(one_by_one) {
     std::vector<Buffer> buffers(n);
     std::vector<Axis> axes;
     uint64_t end = 0;

@@ -1,4 +1,4 @@
-// Many buffers as a kernel sees them: one piece of device memory that is uploaded once.
+// Many buffers as a kernel sees them: one stretch of device memory that is uploaded once.
 #pragma once
 
 #include <cstddef>
@@ -37,9 +37,10 @@ struct Table {
 // A table before it is uploaded, and what the host has to know about it.
 class HostTable {
 public:
-    // `targets` are in step with `weights`, or null, which means that the weights are the targets. With `in_turn`
-    // changes take one buffer after the other, because some share memory.
-    HostTable(const Span* weights, const Span* targets, size_t n, bool in_turn);
+    // `targets` are in step with `weights`, or null, which means that the weights are the targets. With `one_by_one`
+    // a change finishes each buffer before it begins the next: needed where buffers have memory in common, which
+    // two warps could else change at once.
+    HostTable(const Span* weights, const Span* targets, size_t n, bool one_by_one);
 
     const std::vector<unsigned char>& bytes() const { return bytes_; }
     size_t buffers() const { return ends_.size(); }
@@ -47,7 +48,7 @@ public:
     uint64_t begin(size_t i) const { return i ? ends_[i - 1] : 0; }
     uint64_t end(size_t i) const { return ends_[i]; }
     int64_t slots() const { return slots_; }
-    bool in_turn() const { return in_turn_; }
+    bool one_by_one() const { return one_by_one_; }
     // The table where its bytes were uploaded to.
     Table at(const void* device) const;
 
@@ -55,7 +56,7 @@ private:
     std::vector<unsigned char> bytes_;
     std::vector<uint64_t> ends_;
     int64_t slots_ = 0;
-    bool in_turn_;
+    bool one_by_one_;
 };
 
 }  // namespace cuda

@@ -14,15 +14,15 @@ namespace cuda {
 constexpr int kSumRows = FUSED_PENALTIES_GPU_ROWS;
 static_assert(kRows % kSumRows == 0, "rows past the last would be another strip's");
 
-// One lane's share of the tree's lanes, over the rows.
+// What one lane of the warp adds up while it walks the rows: the accumulators of those lanes of the tree that it has.
 template <class Type>
-struct Share {
-    Lane<typename Type::Real> lane[kOwn<Type>];
-    float largest;  // magnitude, for bfloat16; fmaxf skips NaN: a block with one sums to NaN under either rule
+struct Accumulators {
+    Lane<typename Type::Real> of[kOwn<Type>];
+    float largest;  // magnitude, for bfloat16; without NaN, with which a block sums to NaN under either rule
 
     FUSED_PENALTIES_DEVICE void clear() {
         FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < kOwn<Type>; ++k) lane[k] = {0, 0};
+        for (int k = 0; k < kOwn<Type>; ++k) of[k] = {0, 0};
         largest = 0;
     }
 
@@ -31,21 +31,22 @@ struct Share {
         FUSED_PENALTIES_UNROLLED
         for (int k = 0; k < kOwn<Type>; ++k) {
             const typename Type::Real x = values.at[k];
-            lane[k].a = canon::add(lane[k].a, magnitude(x));
-            lane[k].s = Type::exact_squares ? fused(x, x, lane[k].s) : canon::add(lane[k].s, canon::multiply(x, x));
+            of[k].a = canon::add(of[k].a, magnitude(x));
+            of[k].s = Type::exact_squares ? fused(x, x, of[k].s) : canon::add(of[k].s, canon::multiply(x, x));
             if constexpr (std::is_same<Type, canon::BFloat16>::value) largest = fmaxf(largest, magnitude(x));
         }
     }
 };
 
+// The values that one lane still has while lanes are folded.
 template <int n>
-struct Doubles {
+struct PartlyFolded {
     double at[n];
 };
 
 // Sends half of `count` values to the partner in exchange for its other half, and adds: half as many values.
 template <int count, int n>
-FUSED_PENALTIES_DEVICE void halve(PerLane<Doubles<n>>& values, int mask) {
+FUSED_PENALTIES_DEVICE void halve(PerLane<PartlyFolded<n>>& values, int mask) {
     FUSED_PENALTIES_UNROLLED
     for (int i = 0; i < count / 2; ++i) {
         PerLane<double> kept, given;
@@ -65,26 +66,26 @@ FUSED_PENALTIES_DEVICE void add_partner(PerLane<double>& values, int mask) {
     each_lane([&](int lane) { values[lane] = canon::add(values[lane], other[lane]); });
 }
 
-// Folds the shares as canon::tree folds its lanes: across the warp, then within a lane. Lanes below 16 get the sum
-// of magnitudes, the others that of squares.
+// Folds the accumulators as canon::tree folds its lanes: across the warp, then within a lane. Lanes below 16 get the
+// sum of magnitudes, the others that of squares.
 //
 // The plain butterfly would carry every value through every step. Here each step halves the number of values
 // instead, as long as there are several: first the lower lanes keep the magnitudes and the upper ones the
 // squares, then the bits of the lane's number say which of its values it keeps. Values are widened after the first
 // step, when there are half as many.
 template <class Type>
-FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) {
+FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Accumulators<Type>>& accumulators) {
     constexpr int own = kOwn<Type>;
     static_assert(own <= 8, "more of them need another step");
-    PerLane<Doubles<own>> values;
+    PerLane<PartlyFolded<own>> values;
     FUSED_PENALTIES_UNROLLED
     for (int k = 0; k < own; ++k) {
         PerLane<typename Type::Real> kept, given;
         each_lane([&](int lane) {
-            const auto& share = shares[lane].lane[k];
+            const auto& sums = accumulators[lane].of[k];
             const bool upper = (lane & 16) != 0;
-            kept[lane] = upper ? share.s : share.a;
-            given[lane] = upper ? share.a : share.s;
+            kept[lane] = upper ? sums.s : sums.a;
+            given[lane] = upper ? sums.a : sums.s;
         });
         const PerLane<typename Type::Real> received = partner(given, 16);
         each_lane([&](int lane) { values[lane].at[k] = canon::add(double(kept[lane]), double(received[lane])); });
@@ -101,12 +102,13 @@ FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Share<Type>>& shares) 
     return sums;
 }
 
-// canon::needs_wide_lanes of the largest of all lanes, by vote: that takes fewer steps than to find it.
+// canon::needs_wide_lanes of the largest magnitude in all lanes. The lanes vote on it, which takes fewer steps than to
+// find which one is the largest.
 template <class Type>
-FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares) {
+FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Accumulators<Type>>& accumulators) {
     PerLane<bool> nonzero, narrow, too_large;
     each_lane([&](int lane) {
-        const uint32_t largest = canon::bits_of_float(shares[lane].largest);
+        const uint32_t largest = canon::bits_of_float(accumulators[lane].largest);
         nonzero[lane] = largest != 0;
         narrow[lane] = largest >= canon::kLeastNarrow << 16;
         too_large[lane] = largest >= canon::kLeastTooLarge << 16;
@@ -115,7 +117,8 @@ FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Share<Type>>& shares)
 }
 
 template <class Type, bool aligned, int together>
-FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& elements, PerLane<Share<Type>>& shares) {
+FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& elements,
+                                     PerLane<Accumulators<Type>>& accumulators) {
     const int rows = rows_of<Type>(elements.size());
     FUSED_PENALTIES_ROLLED
     for (int row = 0; row < rows; row += together) {
@@ -124,7 +127,7 @@ FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& ele
             read_rows<Type, aligned>(elements, row, lane, packs);
             in_order();
             FUSED_PENALTIES_UNROLLED
-            for (int r = 0; r < together; ++r) shares[lane].add(unpack<Type>(packs[r]));
+            for (int r = 0; r < together; ++r) accumulators[lane].add(unpack<Type>(packs[r]));
         });
     }
 }
@@ -133,20 +136,20 @@ FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& ele
 template <class Type>
 FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Element>& elements, unsigned char* stage,
                                             bool& wide) {
-    // Where sums need much room, few rows.
+    // The wide rule's accumulators need so many registers that only few rows fit beside them.
     constexpr int together = std::is_same<Type, canon::WideBFloat16>::value ? kFewRows : kSumRows;
-    PerLane<Share<Type>> shares;
-    each_lane([&](int lane) { shares[lane].clear(); });
+    PerLane<Accumulators<Type>> accumulators;
+    each_lane([&](int lane) { accumulators[lane].clear(); });
     if (elements.aligned()) {
-        add_rows<Type, true, together>(elements, shares);
+        add_rows<Type, true, together>(elements, accumulators);
     } else if (elements.contiguous()) {
-        add_rows<Type, false, kFewRows>(elements, shares);
+        add_rows<Type, false, kFewRows>(elements, accumulators);
     }
-    each_partial<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
-        shares[lane].add(unpack<Type>(elements.template gather<kOwn<Type>>(first, stage + lane * kStage)));
+    each_left_over<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
+        accumulators[lane].add(unpack<Type>(elements.template gather<kOwn<Type>>(first, stage + lane * kStage)));
     });
-    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(shares);
-    return fold<Type>(shares);
+    if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(accumulators);
+    return fold<Type>(accumulators);
 }
 
 }  // namespace cuda

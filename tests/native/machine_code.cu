@@ -23,19 +23,19 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
 
 #define SUMS(Type)                                                                                         \
     extern "C" __global__ void sums_##Type(const __grid_constant__ Block block, double* to) {              \
-        __shared__ Shared shared;                                                                          \
+        __shared__ WarpMemory memory;                                                                      \
         bool wide = false;                                                                                 \
-        const PerLane<double> sums = tree<canon::Type>(block.elements<canon::Type>(), shared.stage, wide); \
+        const PerLane<double> sums = tree<canon::Type>(block.elements<canon::Type>(), memory.stage, wide); \
         keep(to, sums, wide);                                                                              \
     }
 
 #define DIFFERENTIATE(Type, Target)                                                                                \
     extern "C" __global__ void differentiate_##Type##_##Target(                                                    \
         const __grid_constant__ Block weights, const __grid_constant__ Block grads, Factors factors, double* to) { \
-        __shared__ Shared shared;                                                                                  \
+        __shared__ WarpMemory memory;                                                                              \
         bool wide = false;                                                                                         \
         const PerLane<double> sums = differentiate<canon::Type, canon::Target>(                                    \
-            weights.elements<canon::Type>(), grads.elements<canon::Target>(), factors, false, shared.stage, wide); \
+            weights.elements<canon::Type>(), grads.elements<canon::Target>(), factors, false, memory.stage, wide); \
         keep(to, sums, wide);                                                                                      \
     }
 
@@ -53,8 +53,8 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
     FORMULA(proximal, Type, canon::proximal(w, x, y))                                                               \
     FORMULA(quotient, Type, canon::quiet(w / y))                                                                    \
     extern "C" __global__ void replace_##Type(const __grid_constant__ Block block, canon::Compute<canon::Type> x) { \
-        __shared__ Shared shared;                                                                                   \
-        replace<canon::Type>(block.elements<canon::Type>(), shared.stage,                                           \
+        __shared__ WarpMemory memory;                                                                               \
+        replace<canon::Type>(block.elements<canon::Type>(), memory.stage,                                           \
                              [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });                    \
     }
 

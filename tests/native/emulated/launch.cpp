@@ -27,7 +27,7 @@ constexpr const char* kFile = "tests/native/emulated/launch.cpp";
 std::mt19937 dice(20261122);
 
 // One of a launch's blocks of threads.
-struct Group {
+struct ThreadBlock {
     uint32_t index, count, warps;
 
     // Calls visit(k, warp, warps) for every warp of it, in any order: its number here, its number among all, and how
@@ -45,18 +45,18 @@ struct Group {
     }
 };
 
-void start(const Queue& queue, const std::function<void(const Group&)>& group) {
+void start(const Queue& queue, const std::function<void(const ThreadBlock&)>& threads) {
     const Lock lock(mutex);
     CHECK(attempt());
     ++launches;
-    put(stream_at(queue.device, queue.stream), [group] {
+    put(stream_at(queue.device, queue.stream), [threads] {
         const uint32_t counts[] = {1, 2, 3, 10}, warps[] = {1, 3, 4};
         const uint32_t count = counts[dice() % 4], each = warps[dice() % 3];
-        for (uint32_t k : Group::shuffled(count)) group({k, count, each});
+        for (uint32_t k : ThreadBlock::shuffled(count)) threads({k, count, each});
     });
 }
 
-// Shared memory as a kernel finds it: anything may be in it.
+// WarpMemory memory as a kernel finds it: anything may be in it.
 template <class T>
 std::unique_ptr<T[]> filled(uint32_t n) {
     std::unique_ptr<T[]> memory(new T[n]);
@@ -69,12 +69,12 @@ void start_range(const Queue& queue, Arguments arguments, uint64_t first, uint64
     if (first == end) return;
     const uint64_t chunks[] = {1, 3, 40, end - first};
     arguments.range = {first, end, chunks[dice() % 4]};
-    start(queue, [arguments, program](const Group& group) { program(arguments, group); });
+    start(queue, [arguments, program](const ThreadBlock& threads) { program(arguments, threads); });
 }
 
 template <class Arguments, class Program>
 void start_change(const Queue& queue, const HostTable& table, const Arguments& arguments, const Program& program) {
-    if (!table.in_turn()) return start_range(queue, arguments, 0, table.blocks(), program);
+    if (!table.one_by_one()) return start_range(queue, arguments, 0, table.blocks(), program);
     for (size_t i = 0; i < table.buffers(); ++i) start_range(queue, arguments, table.begin(i), table.end(i), program);
 }
 
@@ -88,36 +88,36 @@ void prepare(int) {
 }
 
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
-    start_range(queue, arguments, 0, table.blocks(), [](const SumArguments& given, const Group& group) {
-        auto shared = filled<Shared>(group.warps);
-        group.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { sum(given, shared[k], warp, warps); });
-        group.each_warp(
-            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, shared.get(), group.warps, k); });
+    start_range(queue, arguments, 0, table.blocks(), [](const SumArguments& given, const ThreadBlock& threads) {
+        auto memory = filled<WarpMemory>(threads.warps);
+        threads.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { sum(given, memory[k], warp, warps); });
+        threads.each_warp(
+            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, memory.get(), threads.warps, k); });
     });
 }
 
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments) {
-    start_change(queue, table, arguments, [](const GradientArguments& given, const Group& group) {
-        auto shared = filled<Shared>(group.warps);
-        group.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { gradient(given, shared[k], warp, warps); });
-        group.each_warp(
-            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, shared.get(), group.warps, k); });
+    start_change(queue, table, arguments, [](const GradientArguments& given, const ThreadBlock& threads) {
+        auto memory = filled<WarpMemory>(threads.warps);
+        threads.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { gradient(given, memory[k], warp, warps); });
+        threads.each_warp(
+            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, memory.get(), threads.warps, k); });
     });
 }
 
 void launch(const Queue& queue, const HostTable& table, UpdateArguments arguments) {
-    start_change(queue, table, arguments, [](const UpdateArguments& given, const Group& group) {
+    start_change(queue, table, arguments, [](const UpdateArguments& given, const ThreadBlock& threads) {
         alignas(16) unsigned char stage[kLanes * kStage];
-        group.each_warp([&](uint32_t, uint32_t warp, uint32_t warps) { update(given, stage, warp, warps); });
+        threads.each_warp([&](uint32_t, uint32_t warp, uint32_t warps) { update(given, stage, warp, warps); });
     });
 }
 
 void launch(const Queue& queue, const FinishArguments& arguments) {
-    start(queue, [arguments](const Group& group) {
-        const auto rows = filled<int64_t[kRow]>(group.warps), totals = filled<int64_t[kRow]>(group.warps);
-        group.each_warp(
+    start(queue, [arguments](const ThreadBlock& threads) {
+        const auto rows = filled<int64_t[kRow]>(threads.warps), totals = filled<int64_t[kRow]>(threads.warps);
+        threads.each_warp(
             [&](uint32_t k, uint32_t warp, uint32_t warps) { finish(arguments, rows[k], totals[k], warp, warps); });
-        finish_totals(arguments, totals.get(), group.warps, rows[0], group.count);
+        finish_totals(arguments, totals.get(), threads.warps, rows[0], threads.count);
     });
 }
 

@@ -121,10 +121,10 @@ void list_of(size_t n) {
     uint32_t finished = 0;
     const Workspace workspace{limbs.data(), singles.data(), &finished};
     uint32_t blocks = 1 + uint32_t(any(6)), warps = 1 + uint32_t(any(4));
-    std::vector<Shared> shared(warps);
-    const auto forget = [&] { memset(static_cast<void*>(shared.data()), 0x5a, warps * sizeof(Shared)); };
+    std::vector<WarpMemory> warp_memory(warps);
+    const auto forget = [&] { memset(static_cast<void*>(warp_memory.data()), 0x5a, warps * sizeof(WarpMemory)); };
     const auto gathered = [&] {
-        for (uint32_t k = 0; k < warps; ++k) bring_together(workspace, shared.data(), warps, k);
+        for (uint32_t k = 0; k < warps; ++k) bring_together(workspace, warp_memory.data(), warps, k);
         forget();
     };
     forget();
@@ -132,12 +132,12 @@ void list_of(size_t n) {
     if (differentiates) {
         const GradientArguments arguments{table, range, workspace, {l1.data(), l2.data()}, upstream, sums};
         blocks_of_threads(
-            blocks, warps, [&](uint32_t k, uint32_t warp, uint32_t all) { gradient(arguments, shared[k], warp, all); },
-            gathered);
+            blocks, warps,
+            [&](uint32_t k, uint32_t warp, uint32_t all) { gradient(arguments, warp_memory[k], warp, all); }, gathered);
     } else {
         const SumArguments arguments{table, range, workspace, {nullptr, nullptr}};
         blocks_of_threads(
-            blocks, warps, [&](uint32_t k, uint32_t warp, uint32_t all) { sum(arguments, shared[k], warp, all); },
+            blocks, warps, [&](uint32_t k, uint32_t warp, uint32_t all) { sum(arguments, warp_memory[k], warp, all); },
             gathered);
     }
 
