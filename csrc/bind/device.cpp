@@ -23,12 +23,12 @@ void* stream_of(Handle handle) { return reinterpret_cast<void*>(handle); }
 // The parts of a workspace, one after the other.
 cuda::Workspace workspace_at(void* memory, const HostTable& table) {
     auto* limbs = static_cast<int64_t*>(memory);
-    auto* singles = reinterpret_cast<BlockSums*>(limbs + (1 + table.slots()) * cuda::kRow);
+    auto* singles = reinterpret_cast<BlockSums*>(limbs + (1 + table.slots()) * cuda::kBothLimbs);
     return {limbs, singles, reinterpret_cast<uint32_t*>(singles + table.buffers())};
 }
 
 size_t workspace_bytes(const HostTable& table) {
-    return size_t(1 + table.slots()) * cuda::kRow * sizeof(int64_t) + table.buffers() * sizeof(BlockSums) +
+    return size_t(1 + table.slots()) * cuda::kBothLimbs * sizeof(int64_t) + table.buffers() * sizeof(BlockSums) +
            sizeof(uint32_t);
 }
 
@@ -156,7 +156,7 @@ public:
     }
 
     void limbs(Handle stream, const py::object& limbs) {
-        auto* const to = static_cast<int64_t*>(memory(limbs, weights_.size() * cuda::kRow * sizeof(int64_t)));
+        auto* const to = static_cast<int64_t*>(memory(limbs, weights_.size() * cuda::kBothLimbs * sizeof(int64_t)));
         after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
             sum(queue, captured, {});
             auto results = finish(captured);

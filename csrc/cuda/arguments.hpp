@@ -8,12 +8,12 @@ namespace fused_penalties {
 namespace cuda {
 
 // A row of limbs: those of the abs sum, then those of the square sum.
-constexpr int kRow = 2 * kLimbs;
+constexpr int kBothLimbs = 2 * kLimbs;
 
 // What a call's kernels leave to its last one, `finish`. It is zero before the first call, and `finish` leaves it zero
 // for the next, but for `singles`, of which a call uses only what it wrote itself.
 struct Workspace {
-    int64_t* limbs;      // (1 + slots) x kRow: the totals, then the accumulators of the buffers that have one
+    int64_t* limbs;      // (1 + slots) x kBothLimbs: the totals, then the accumulators of the buffers that have one
     BlockSums* singles;  // n: the sums of the buffers that have one block
     uint32_t* finished;  // how many blocks of threads are done
 };
@@ -60,7 +60,7 @@ struct FinishArguments {
     Workspace workspace;
     Coefficients coefficients;  // for value and values
     double *abs, *square;       // n
-    int64_t* limbs;             // n x kRow, canonical
+    int64_t* limbs;             // n x kBothLimbs, canonical
     double* totals;             // 2
     double* norm;               // 2: the L2 norm over all buffers, and what to scale by to get max_norm
     double max_norm;

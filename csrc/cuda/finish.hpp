@@ -69,9 +69,9 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
         PerLane<double> sums;
         each_lane([&](int lane) { sums[lane] = 0; });
         if (buffer.slot >= 0) {
-            int64_t* from = workspace.limbs + (1 + buffer.slot) * kRow;
+            int64_t* from = workspace.limbs + (1 + buffer.slot) * kBothLimbs;
             each_lane([&](int lane) {
-                for (int k = lane; k < kRow; k += kLanes) {
+                for (int k = lane; k < kBothLimbs; k += kLanes) {
                     row[k] = from[k];
                     if (row[k] == 0) continue;
                     from[k] = 0;
@@ -92,8 +92,8 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
         }
         if (arguments.limbs) {
             each_lane([&](int lane) {
-                for (int k = lane; k < kRow; k += kLanes) {
-                    arguments.limbs[i * kRow + uint64_t(k)] = row[k];
+                for (int k = lane; k < kBothLimbs; k += kLanes) {
+                    arguments.limbs[i * kBothLimbs + uint64_t(k)] = row[k];
                     row[k] = 0;
                 }
             });
@@ -121,11 +121,11 @@ FUSED_PENALTIES_DEVICE void finish(const FinishArguments& arguments, int64_t* ro
 
 // When all warps of a block of threads are done, one of them brings their totals together. The last block of threads to
 // come here finds the workspace's complete, and turns them into results. `row` is the warp's own.
-FUSED_PENALTIES_DEVICE void finish_totals(const FinishArguments& arguments, const int64_t (*totals)[kRow],
+FUSED_PENALTIES_DEVICE void finish_totals(const FinishArguments& arguments, const int64_t (*totals)[kBothLimbs],
                                           uint32_t warps, int64_t* row, uint32_t blocks) {
     const Workspace& workspace = arguments.workspace;
     each_lane([&](int lane) {
-        for (int k = lane; k < kRow; k += kLanes) {
+        for (int k = lane; k < kBothLimbs; k += kLanes) {
             int64_t sum = 0;
             for (uint32_t warp = 0; warp < warps; ++warp) sum += totals[warp][k];
             if (sum != 0) atomic_add(workspace.limbs + k, sum);
@@ -140,7 +140,7 @@ FUSED_PENALTIES_DEVICE void finish_totals(const FinishArguments& arguments, cons
     if (others_follow) return;
     each_lane([&](int lane) {
         fence();
-        for (int k = lane; k < kRow; k += kLanes) {
+        for (int k = lane; k < kBothLimbs; k += kLanes) {
             row[k] = fresh(workspace.limbs + k);
             workspace.limbs[k] = 0;
         }

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
 }
 
 __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ FinishArguments arguments) {
-    __shared__ int64_t rows[kWarps][kRow], totals[kWarps][kRow];
+    __shared__ int64_t rows[kWarps][kBothLimbs], totals[kWarps][kBothLimbs];
     const uint32_t warp = threadIdx.x / kLanes;
     finish(arguments, rows[warp], totals[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
     __syncthreads();

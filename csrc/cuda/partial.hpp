@@ -10,20 +10,20 @@ namespace cuda {
 
 FUSED_PENALTIES_DEVICE void clear(int64_t* row) {
     each_lane([&](int lane) {
-        for (int k = lane; k < kRow; k += kLanes) row[k] = 0;
+        for (int k = lane; k < kBothLimbs; k += kLanes) row[k] = 0;
     });
     barrier();
 }
 
 // What a warp needs in shared memory.
 struct WarpMemory {
-    int64_t row[kRow];  // limbs of what the warp has summed, but not yet added to the workspace
-    int64_t slot;       // of the buffer that was summed; -1: there is none, or it needs none
+    int64_t row[kBothLimbs];  // limbs of what the warp has summed, but not yet added to the workspace
+    int64_t slot;             // of the buffer that was summed; -1: there is none, or it needs none
     alignas(16) unsigned char stage[kLanes * kStage];
 };
 
 FUSED_PENALTIES_DEVICE int64_t* row_of(const Workspace& workspace, int64_t slot) {
-    return workspace.limbs + (1 + slot) * kRow;
+    return workspace.limbs + (1 + slot) * kBothLimbs;
 }
 
 // The sums of what a warp reads of one buffer, until it comes to another. The last buffer's stay in shared memory.
@@ -65,7 +65,7 @@ private:
         barrier();
         int64_t* to = row_of(workspace_, memory_.slot);
         each_lane([&](int lane) {
-            for (int k = lane; k < kRow; k += kLanes) {
+            for (int k = lane; k < kBothLimbs; k += kLanes) {
                 if (memory_.row[k] == 0) continue;
                 atomic_add(to + k, memory_.row[k]);
                 memory_.row[k] = 0;
@@ -88,7 +88,7 @@ FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const War
     for (uint32_t other = 0; other < warp; ++other) first = first && memory[other].slot != slot;
     if (!first) return;
     each_lane([&](int lane) {
-        for (int k = lane; k < kRow; k += kLanes) {
+        for (int k = lane; k < kBothLimbs; k += kLanes) {
             int64_t sum = 0;
             for (uint32_t other = warp; other < warps; ++other)
                 if (memory[other].slot == slot) sum += memory[other].row[k];

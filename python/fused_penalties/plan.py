@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias, overload
-
-import numpy as np
 
 from . import _core
 from ._evaluate import (
@@ -21,6 +17,7 @@ from ._evaluate import (
     value,
     values,
 )
+from ._numbers import at_least_0, number
 from ._resolve import name_of, resolve
 from ._sums import Sums
 from ._weights import collect
@@ -303,7 +300,7 @@ class Plan:
                 memory from the first element to the last one counts); a name that no weight has; an
                 `upstream` of rank above 0.
         """
-        factor = _number(upstream, "upstream")
+        factor = number(upstream, "upstream")
         applied = self._linear("gradient")
         listed = self._listed(grads, applied)
         try:
@@ -316,7 +313,7 @@ class Plan:
         """`value`, and `add_grad` in the same read of the weights; the value is that without
         `upstream`. Arguments and errors as in `add_grad`.
         """
-        factor = _number(upstream, "upstream")
+        factor = number(upstream, "upstream")
         applied = self._linear("gradient")
         listed = self._listed(grads, applied)
         try:
@@ -343,7 +340,7 @@ class Plan:
             TypeError: a `step` that is no number; a function among the regularizers.
             ValueError: another `step`; a weight with a penalty that is read-only or a copy.
         """
-        size = _at_least_0(step, "step")
+        size = at_least_0(step, "step")
         self._plan.prox(self._linear("proximal step").strengths.core, size)
 
     def decay(self, rate: SupportsFloat) -> None:
@@ -367,7 +364,7 @@ class Plan:
             TypeError: a `rate` that is no number.
             ValueError: another `rate`; a weight with an L2 penalty that is read-only or a copy.
         """
-        factor = _at_least_0(rate, "rate")
+        factor = at_least_0(rate, "rate")
         applied = self._applied
         strongest = max(applied.l2, default=0.0)
         if 2.0 * factor * strongest > 1.0:
@@ -393,7 +390,7 @@ class Plan:
         Returns the norm before clipping, a float. Raises, before anything is written, what
         `add_grad` raises about grads; TypeError or ValueError for another `max_norm`.
         """
-        most = _at_least_0(max_norm, "max_norm", math.inf)
+        most = at_least_0(max_norm, "max_norm", math.inf)
         return self._plan.clip_grad_norm(self._listed(grads, self._applied), most)
 
     def _over(self, items: list[Any], regularizers: list[RegularizerLike | None]) -> Plan:
@@ -487,32 +484,3 @@ def _frozen(item: Any) -> str:
         if getattr(item, attribute, None) is False:
             return f"its {attribute} is False"
     return ""
-
-
-def _number(value: Any, name: str) -> float:
-    """`value`, a real number or an array of rank 0, as a float: NaN and infinities too.
-
-    TypeError or ValueError, beginning with the name, for anything else.
-    """
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    else:
-        kind = str(getattr(dtype, "name", dtype)).rpartition(".")[2]  # torch's is "torch.float32"
-        real = kind.startswith(("float", "bfloat", "int", "uint"))
-    if not real:
-        raise TypeError(f"{name}: got {value!r}; wanted a number or an array of rank 0")
-    if rank := np.ndim(value):
-        raise ValueError(f"{name}: got an array of rank {rank}; wanted a number or one of rank 0")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name}: got a number too large for a float64") from None
-
-
-def _at_least_0(value: Any, name: str, most: float = sys.float_info.max) -> float:
-    number = _number(value, name)
-    if not 0.0 <= number <= most:
-        wanted = "a number" if most == math.inf else "a finite number"
-        raise ValueError(f"{name}: got {number!r}; wanted {wanted} of at least 0")
-    return number

@@ -114,7 +114,8 @@ void launch(const Queue& queue, const HostTable& table, UpdateArguments argument
 
 void launch(const Queue& queue, const FinishArguments& arguments) {
     start(queue, [arguments](const ThreadBlock& threads) {
-        const auto rows = filled<int64_t[kRow]>(threads.warps), totals = filled<int64_t[kRow]>(threads.warps);
+        const auto rows = filled<int64_t[kBothLimbs]>(threads.warps),
+                   totals = filled<int64_t[kBothLimbs]>(threads.warps);
         threads.each_warp(
             [&](uint32_t k, uint32_t warp, uint32_t warps) { finish(arguments, rows[k], totals[k], warp, warps); });
         finish_totals(arguments, totals.get(), threads.warps, rows[0], threads.count);

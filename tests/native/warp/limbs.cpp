@@ -30,7 +30,7 @@ void check_row(std::vector<int64_t> row, const char* what) {
 
 void limb_rows() {
     for (int turn = 0; turn < 20000; ++turn) {
-        std::vector<int64_t> row(kRow);
+        std::vector<int64_t> row(kBothLimbs);
         const uint64_t lowest = any(0x7fe), span = any(3) ? 1 + any(60) : 0x7ff;
         for (int which = 0; which < 2; ++which)
             for (uint64_t n = any(50); n > 0; --n) {
@@ -41,7 +41,7 @@ void limb_rows() {
     }
     for (int turn = 0; turn < 20000; ++turn) {
         // Carries that were never moved, over digits that lie anywhere, and long rows of ones.
-        std::vector<int64_t> row(kRow);
+        std::vector<int64_t> row(kBothLimbs);
         for (int which = 0; which < 2; ++which) {
             const int first = int(any(kDigits)), last = first + int(any(uint64_t(kDigits - first + 1)));
             for (int k = first; k < last; ++k) {

@@ -116,7 +116,7 @@ void list_of(size_t n) {
     if (n) memcpy(memory.data(), host.bytes().data(), host.bytes().size());
     const Table table = host.at(memory.data());
 
-    std::vector<int64_t> limbs(size_t(1 + host.slots()) * kRow);
+    std::vector<int64_t> limbs(size_t(1 + host.slots()) * kBothLimbs);
     std::vector<BlockSums> singles(n);
     uint32_t finished = 0;
     const Workspace workspace{limbs.data(), singles.data(), &finished};
@@ -142,7 +142,7 @@ void list_of(size_t n) {
     }
 
     std::vector<double> abs(n), square(n), totals(2);
-    std::vector<int64_t> rows(n * kRow);
+    std::vector<int64_t> rows(n * kBothLimbs);
     FinishArguments arguments{};
     arguments.table = table;
     arguments.workspace = workspace;
@@ -151,8 +151,8 @@ void list_of(size_t n) {
     arguments.limbs = rows.data();
     arguments.totals = totals.data();
     blocks = 1 + uint32_t(any(6));
-    std::vector<int64_t> scratch(warps * 2 * kRow, -7);
-    const auto row = reinterpret_cast<int64_t (*)[kRow]>(scratch.data()), mine = row + warps;
+    std::vector<int64_t> scratch(warps * 2 * kBothLimbs, -7);
+    const auto row = reinterpret_cast<int64_t (*)[kBothLimbs]>(scratch.data()), mine = row + warps;
     blocks_of_threads(
         blocks, warps, [&](uint32_t k, uint32_t warp, uint32_t all) { finish(arguments, row[k], mine[k], warp, all); },
         [&] { finish_totals(arguments, mine, warps, row[0], blocks); });
@@ -161,7 +161,7 @@ void list_of(size_t n) {
         const std::string what = "buffer " + std::to_string(i) + " of " + std::to_string(n) + ", dtype " +
                                  std::to_string(int(spans[i].dtype)) + ", " + std::to_string(spans[i].count);
         CHECK(same(abs[i], wanted[i].abs.value()) && same(square[i], wanted[i].square.value()), "%s", what.c_str());
-        const int64_t* found = &rows[i * kRow];
+        const int64_t* found = &rows[i * kBothLimbs];
         CHECK(memcmp(found, wanted[i].abs.canonical_limbs(), kLimbs * sizeof(int64_t)) == 0, "%s", what.c_str());
         CHECK(memcmp(found + kLimbs, wanted[i].square.canonical_limbs(), kLimbs * sizeof(int64_t)) == 0, "%s",
               what.c_str());
