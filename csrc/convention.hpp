@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cmath>
+#include <vector>
 
 #include "canon.hpp"
 #include "exact.hpp"
@@ -76,5 +77,11 @@ private:
     Exact plus_, minus_;
     double not_finite_ = 0;
 };
+
+inline double total_of(const std::vector<double>& terms) {
+    Total total;
+    for (double term : terms) total.add(term);
+    return total.value();
+}
 
 }  // namespace fused_penalties

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <iterator>
 #include <optional>
 
 #include "facts.hpp"
@@ -22,7 +21,9 @@ constexpr bool kReadsCuda = false;
     std::string wanted;
     for (int i = 0; i < kDTypes; ++i)
         wanted += (i == 0 ? "" : i == kDTypes - 1 ? " or " : ", ") + std::string(name_of(DType(i)));
-    throw py::type_error(label + ": dtype " + dtype + " is not supported; wanted " + wanted);
+    // Without the name of its library, as "torch.int64" has one.
+    throw py::type_error(label + ": dtype " + dtype.substr(dtype.rfind('.') + 1) + " is not supported; wanted " +
+                         wanted);
 }
 
 // NumPy's type numbers of other packages' types start here and are given at run time.
@@ -65,8 +66,22 @@ Items::Items(const char* what, const py::object& items, const py::object& names,
       use_(use),
       array_type_(py::detail::npy_api::get().PyArray_Type_) {
     const size_t n = items_.size();
-    for (size_t i = 0; i < n; ++i)
-        if (!(use_ == Use::write && item(i).is_none())) visit_item(i, visit);
+    if (!names_.is_none() && py::len(names_) != n)
+        throw py::value_error("names: got " + std::to_string(py::len(names_)) + "; wanted " + std::to_string(n));
+    const auto absent = [&](size_t i) { return use_ == Use::write && item(i).is_none(); };
+    const auto visit_all = [&](size_t end) {
+        for (size_t i = 0; i < end; ++i)
+            if (!absent(i)) visit_item(i, visit);
+    };
+    size_t prepared = 0;
+    try {
+        for (; prepared < n; ++prepared)
+            if (!absent(prepared)) prepare(prepared);
+    } catch (...) {
+        visit_all(prepared);  // of several faults the first item's is told
+        throw;
+    }
+    visit_all(n);
     check_readable();
     check_copies();
 }
@@ -75,8 +90,8 @@ void Items::found_on(size_t i, const dlpack::Device& device, bool empty) {
     const dlpack::Device here = plain(device);
     const bool first = first_ == size_t(-1);
     if (!first && here.type == where_.type && here.id == where_.id) return;  // as most items are
-    if (empty) {                                                             // which is as good as anywhere
-        if (first) where_ = here;
+    if (empty) {  // which is as good as anywhere, but if all are empty a GPU counts
+        if (first && here.type != dlpack::kCpu) where_ = here;
         return;
     }
     if (!first)
@@ -99,6 +114,22 @@ void Items::check_beside(const Items& others) const {
                               " is on " + name_of(others.where_) + "; wanted both on one device");
 }
 
+// All that may run Python code, before any memory is looked at: it may do anything to that.
+void Items::prepare(size_t i) {
+    PyObject* object = item(i).ptr();
+    if (Py_TYPE(object) == array_type_) return;
+    const Type& type = type_of(object);
+    if (type.api) return check_sign(i, type);
+    if (kReadsCuda && is_cupy(object)) return;
+    adapted_.resize(items_.size());
+    adapted_[i] = adapt(i);
+    check_sign(i, type_of(object));  // not before: adapt says better what else is wrong with it
+}
+
+py::object Items::adapt(size_t i) const {
+    return py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
+}
+
 void Items::visit_item(size_t i, const Visit& visit) {
     PyObject* object = item(i).ptr();
     if (Py_TYPE(object) != array_type_) return visit_other(i, object, visit);
@@ -110,7 +141,6 @@ void Items::visit_other(size_t i, PyObject* object, const Visit& visit) {
     const Type& type = type_of(object);
     dlpack::Tensor tensor;
     if (type.api) {
-        check_sign(i, type);
         if (type.api->tensor_from_object(object, &tensor) == 0) {
             if (!library_) library_ = type.api;
             visit_tensor(i, tensor, true, visit);
@@ -118,7 +148,9 @@ void Items::visit_other(size_t i, PyObject* object, const Visit& visit) {
             tensor_facts(tensor, [this](int64_t fact) { facts_.push_back(fact); });
             return watched_.push_back({i, false, type.api, facts_.size()});
         }
-        PyErr_Clear();  // the slow way may still know one, and says better what is wrong
+        PyErr_Clear();
+        adapt(i);  // which says what is wrong
+        throw py::type_error(label(i) + ": the exchange table of " + Py_TYPE(object)->tp_name + " does not find it");
     } else if (kReadsCuda && is_cupy(object)) {
         return visit_cupy(i, object, true, visit);
     }
@@ -146,12 +178,13 @@ void Items::watch_adapted(size_t i, const View& view) {
 
 const Items::Type& Items::type_of(py::handle item) {
     PyTypeObject* const wanted = Py_TYPE(item.ptr());
-    for (const Type& type : types_)
-        if (type.type == wanted) return type;
-    Type& type = types_[oldest_type_++ % std::size(types_)];
+    if (last_type_ < types_.size() && types_[last_type_].type == wanted) return types_[last_type_];
+    for (last_type_ = 0; last_type_ < types_.size(); ++last_type_)
+        if (types_[last_type_].type == wanted) return types_[last_type_];
     const py::handle asked = reinterpret_cast<PyObject*>(wanted);
-    type = {wanted, exchange_api(wanted), use_ == Use::read ? py::none() : py::getattr(asked, "is_neg", py::none())};
-    return type;
+    types_.push_back(
+        {wanted, exchange_api(wanted), use_ == Use::read ? py::none() : py::getattr(asked, "is_neg", py::none())});
+    return types_.back();
 }
 
 // The sums of a read don't mind a sign, and its types have no is_neg. A subclass's may do anything to the tensor: ask
@@ -278,8 +311,7 @@ bool Items::is_cupy(py::handle object) {
 // array, a DLPack capsule, a CuPy array and whether it may be written, or the (type, id) of a device that it cannot be
 // read on. What an object's own __dlpack__ returned comes here as it is, and may be anything.
 void Items::visit_adapted(size_t i, const Visit& visit) {
-    const py::object adapted = py::module_::import("fused_penalties._weights").attr("adapt")(item(i), label(i));
-    check_sign(i, type_of(item(i)));  // not before: adapt says better what else is wrong with it
+    const py::object adapted = adapted_[i];
     PyObject* const object = adapted.ptr();
     if (PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2) {
         const py::handle first = PyTuple_GET_ITEM(object, 0), second = PyTuple_GET_ITEM(object, 1);
@@ -335,9 +367,17 @@ bool Items::unmoved(const Watched& one, const int64_t* facts) const {
 }
 
 void Items::check_unmoved() const {
+    if (ran_python()) check_unmoved(true);
+    check_unmoved(false);
+}
+
+void Items::check_unmoved_without_python() const { check_unmoved(false); }
+
+void Items::check_unmoved(bool running_python) const {
     const int64_t* facts = facts_.data();
     for (const Watched& one : watched_) {
-        if (!(one.array ? array_facts_hold(item(one.i), array_type_, facts) : unmoved(one, facts)))
+        const bool asked = one.runs_python() == running_python;
+        if (asked && !(one.array ? array_facts_hold(item(one.i), array_type_, facts) : unmoved(one, facts)))
             throw std::runtime_error(label(one.i) +
                                      ": its memory has moved, or its shape or dtype has changed; wanted "
                                      "a new plan for it");
@@ -349,7 +389,7 @@ void Items::check_unmoved() const {
 void Items::check_copies() const {
     size_t from = 0;
     for (const Watched& one : watched_) {
-        if (!one.array && !one.api && !unmoved(one, facts_.data() + from))
+        if (one.runs_python() && !unmoved(one, facts_.data() + from))
             throw py::type_error(label(one.i) + ": a " + Py_TYPE(item(one.i).ptr())->tp_name +
                                  " gives copies of its values, and a plan would not see it change; wanted an array in "
                                  "memory (sums and penalty take this one: they read it at each call)");

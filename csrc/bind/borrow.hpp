@@ -44,13 +44,21 @@ public:
     // Throws ValueError if these are on another device than those.
     void check_beside(const Items& others) const;
 
-    // Throws RuntimeError if an item that is kept has other memory than before, or another shape or dtype there.
+    // Throws RuntimeError if an item that is kept has other memory than before, or another shape or dtype there. Asks
+    // those first that Python code has to be run for: it may do anything to the memory of the others.
     void check_unmoved() const;
+    // The same without those.
+    void check_unmoved_without_python() const;
+
+    // True if Python code was run to find some of them.
+    bool ran_python() const { return !adapted_.empty(); }
 
     // How errors call an item: "weights['kernel']".
     std::string label(size_t i) const;
 
 private:
+    void prepare(size_t i);
+    py::object adapt(size_t i) const;
     void visit_item(size_t i, const Visit& visit);
     void visit_other(size_t i, PyObject* object, const Visit& visit);
     void visit_array(size_t i, py::handle array, bool own, const Visit& visit);
@@ -74,7 +82,8 @@ private:
     bool single_;
     Use use_;
     PyTypeObject* array_type_;
-    std::vector<py::object> kept_;  // what stands in for items that could not be read as they are
+    std::vector<py::object> adapted_;  // for each item what stands in for it; empty if there is none
+    std::vector<py::object> kept_;     // what keeps that memory
     // An item that is kept, and how to find out where it is: of a NumPy array that can be read, a tensor's type has a
     // table to ask, anything else has to be adapted again.
     struct Watched {
@@ -82,8 +91,10 @@ private:
         bool array;
         const dlpack::ExchangeApi* api;
         size_t end;  // of its facts
+        bool runs_python() const { return !array && !api; }
     };
     bool unmoved(const Watched& one, const int64_t* facts) const;
+    void check_unmoved(bool running_python) const;
 
     std::vector<Watched> watched_;
     std::vector<int64_t> facts_;
@@ -104,8 +115,8 @@ private:
     // Throws TypeError for a tensor that torch negates only when it is read.
     void check_sign(size_t i, const Type& type) const;
 
-    Type types_[4];  // the last ones
-    size_t oldest_type_ = 0;
+    std::vector<Type> types_;
+    size_t last_type_ = 0;
 };
 
 }  // namespace fused_penalties

@@ -42,8 +42,8 @@ bool overlapping(std::vector<Reach>& reaches) {
 
 }  // namespace
 
-BoundWeights::BoundWeights(const py::object& items, const py::object& names, bool single, bool keep)
-    : names_(names), single_(single), keep_(keep) {
+BoundWeights::BoundWeights(const py::object& items, const py::object& names, bool single, bool keep, bool wide)
+    : names_(names), single_(single), keep_(keep), wide_(wide) {
     const auto take = [this](const Items&, size_t, const View& view) {
         wide_ = wide_ || computed_in_double(view.dtype);
         if (!keep_) return spans_.add(view);
@@ -71,8 +71,8 @@ py::array_t<int64_t> BoundWeights::sizes() const {
 }
 
 std::vector<double> BoundWeights::coefficients(const py::object& given) const {
-    std::vector<double> values = PyFloat_Check(given.ptr()) ? std::vector<double>(size(), given.cast<double>())
-                                                            : given.cast<std::vector<double>>();
+    std::vector<double> values = PyNumber_Check(given.ptr()) ? std::vector<double>(size(), given.cast<double>())
+                                                             : given.cast<std::vector<double>>();
     if (values.size() != size())
         throw py::value_error("coefficients: got " + std::to_string(values.size()) + "; wanted " +
                               std::to_string(size()));
@@ -84,18 +84,19 @@ std::vector<double> BoundWeights::coefficients(const py::object& given) const {
     return values;
 }
 
-py::object BoundWeights::finished(const std::vector<double>& terms) const {
+py::object BoundWeights::rounded_total(const std::vector<double>& terms) const {
+    const DefaultFloatEnvironment environment;
     return numpy_scalar(total_of(terms), wide_);
 }
 
-py::array BoundWeights::finished_each(const py::array_t<double>& terms) const {
+py::array BoundWeights::rounded_each(const py::array_t<double>& terms) const {
     if (size_t(terms.size()) != size())
         throw py::value_error("terms: got " + std::to_string(terms.size()) + "; wanted " + std::to_string(size()));
-    return wide_ ? py::array(finished_as<double>(terms)) : py::array(finished_as<float>(terms));
+    return wide_ ? py::array(rounded_each_as<double>(terms)) : py::array(rounded_each_as<float>(terms));
 }
 
 template <class Result>
-py::array_t<Result> BoundWeights::finished_as(const py::array_t<double>& terms) const {
+py::array_t<Result> BoundWeights::rounded_each_as(const py::array_t<double>& terms) const {
     py::array_t<Result> results(static_cast<py::ssize_t>(size()));
     const auto from = terms.unchecked<1>();
     Result* const to = results.mutable_data();
@@ -115,7 +116,7 @@ void BoundWeights::check_writable(size_t i) const {
 }
 
 bool BoundWeights::tied(const std::vector<size_t>& some) const {
-    if (!keep_) return false;  // as good as any answer: only changes ask
+    if (!keep_) return false;  // such a plan makes no changes, for which alone it matters
     std::vector<Reach> reaches;
     for (size_t i : some) collect(reaches, weights_[i].reach);
     return overlapping(reaches);

@@ -23,8 +23,9 @@ struct BoundGrads {
 // Made and destroyed with the GIL held, as Items are.
 class BoundWeights {
 public:
-    // With `keep` for many calls; else for one, which reads and changes nothing.
-    BoundWeights(const py::object& items, const py::object& names, bool single, bool keep);
+    // With `keep` for many calls; else for one, which reads and changes nothing. With `wide` results are float64 even
+    // if none of the weights is.
+    BoundWeights(const py::object& items, const py::object& names, bool single, bool keep, bool wide);
 
     size_t size() const { return spans_.size(); }
     const Items& items() const { return *items_; }
@@ -41,10 +42,9 @@ public:
     // Coefficients as they multiply, from a float for all or a list with one for each, before they are rounded.
     // Throws ValueError for a list of another length, or for a coefficient that is negative or NaN.
     std::vector<double> coefficients(const py::object& given) const;
-    // The results of the float64 terms of some penalties: of their sum; and of each, where there is one for each
-    // buffer.
-    py::object finished(const std::vector<double>& terms) const;
-    py::array finished_each(const py::array_t<double>& terms) const;
+    // Penalties as float64 terms, rounded to what users see: their exact sum; and each, one for each buffer.
+    py::object rounded_total(const std::vector<double>& terms) const;
+    py::array rounded_each(const py::array_t<double>& terms) const;
 
     // Throws ValueError unless weight i may be changed in place.
     void check_writable(size_t i) const;
@@ -68,12 +68,12 @@ private:
 
     void check_kept() const;
     template <class Result>
-    py::array_t<Result> finished_as(const py::array_t<double>& terms) const;
+    py::array_t<Result> rounded_each_as(const py::array_t<double>& terms) const;
     void check_grad(const Items& items, size_t i, const View& grad) const;
     BoundGrads find(const py::object& grads, const std::function<void(BoundGrads&, size_t, const View&)>& take) const;
 
     py::object names_;
-    bool single_, keep_, wide_ = false;
+    bool single_, keep_, wide_;
     std::deque<Weight> weights_;  // if they are kept
     Spans spans_;
     std::unique_ptr<Items> items_;

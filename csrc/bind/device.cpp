@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <mutex>
 #include <optional>
 
@@ -40,10 +41,19 @@ struct GradTable {
     Seen seen;  // nothing, until they are worth to be known again
 };
 
-// Coefficients as they are on the device. A call is refused if it is given others than the last ones.
+// The coefficients of a plan's buffers. It never changes: a call keeps those that it was given, whatever other threads
+// give the plan meanwhile, and puts them on the device again if others are there.
 struct DeviceStrengths {
-    uint64_t generation;
+    const BoundWeights* weights;  // whose these are
+    uint64_t number;              // among all that the plan has made, from 1
     std::vector<double> l1, l2;
+    std::vector<bool> penalized;  // the buffers that have a penalty
+
+    std::vector<double> both() const {
+        std::vector<double> all(l1);
+        all.insert(all.end(), l2.begin(), l2.end());
+        return all;
+    }
 };
 
 // What Python holds of the device: its current one in a `with` block.
@@ -54,14 +64,11 @@ struct CurrentDevice {
     std::optional<cuda::OnDevice> on = {};
 };
 
-class DevicePlan {
+class DeviceCore {
 public:
-    explicit DevicePlan(BoundWeights weights)
+    explicit DeviceCore(BoundWeights weights)
         : weights_(std::move(weights)),
-          table_(weights_.spans().data(), nullptr, weights_.size(), weights_.tied(every(weights_.size()))),
-          l1_(weights_.size()),
-          l2_(weights_.size()),
-          penalized_(weights_.size()) {}
+          table_(weights_.spans().data(), nullptr, weights_.size(), weights_.tied(every(weights_.size()))) {}
 
     const BoundWeights& weights() const { return weights_; }
     int device() const { return weights_.items().device(); }
@@ -82,14 +89,14 @@ public:
     // Takes arrays of bytes into use as the plan's memory, and keeps them. What a graph has captured may run at any
     // time, beside other calls, and so has a workspace of its own.
     void attach(Handle stream, const py::object& table, const py::object& coefficients, const py::object& workspace,
-                const py::object& captured) {
-        memory_ = {table, coefficients, workspace, captured};
+                const py::object& for_graphs) {
+        memory_ = {table, coefficients, workspace, for_graphs};
         arrays_ = DeviceArrays(table);
         uploaded_ = memory(table, table_.bytes().size());
         auto* const l1 = static_cast<double*>(memory(coefficients, 2 * weights_.size() * sizeof(double)));
         coefficients_ = {l1, l1 + weights_.size()};
         workspaces_[0] = memory(workspace, workspace_bytes(table_));
-        workspaces_[1] = memory(captured, workspace_bytes(table_));
+        workspaces_[1] = memory(for_graphs, workspace_bytes(table_));
         after_earlier_calls(stream, [&](const Queue& queue, bool) {
             cuda::prepare(device());
             cuda::upload(queue, uploaded_, table_.bytes().data(), table_.bytes().size());
@@ -115,18 +122,14 @@ public:
 
     std::unique_ptr<DeviceStrengths> strengths(Handle stream, const py::object& l1_of_all,
                                                const py::object& l2_of_all) {
-        auto made = std::make_unique<DeviceStrengths>(
-            DeviceStrengths{0, weights_.coefficients(l1_of_all), weights_.coefficients(l2_of_all)});
-        const std::vector<double>&l1 = made->l1, &l2 = made->l2;
-        std::vector<double> both(l1);
-        both.insert(both.end(), l2.begin(), l2.end());
-        after_earlier_calls(stream, [&](const Queue& queue, bool) {
-            made->generation = ++generation_;
-            cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
-        });
-        l1_ = l1;
-        l2_ = l2;
-        for (size_t i = 0; i < l1.size(); ++i) penalized_[i] = l1[i] != 0 || l2[i] != 0;
+        auto made = std::make_unique<DeviceStrengths>();
+        made->weights = &weights_;
+        made->number = ++made_;
+        made->l1 = weights_.coefficients(l1_of_all);
+        made->l2 = weights_.coefficients(l2_of_all);
+        for (size_t i = 0; i < made->l1.size(); ++i) made->penalized.push_back(made->l1[i] != 0 || made->l2[i] != 0);
+        // At once, because a graph can upload nothing.
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) { use(queue, captured, *made); });
         return made;
     }
 
@@ -167,17 +170,19 @@ public:
 
     // The penalty, of all buffers and of each, into arrays of the results' dtype; None for what is not wanted.
     void value(Handle stream, const DeviceStrengths& strengths, const py::object& value, const py::object& values) {
+        check_own(strengths);
         void *const of_all = results(value, 1), *const of_each = results(values, weights_.size());
         after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
-            check(strengths);
+            use(queue, captured, strengths);
             sum(queue, captured, coefficients_);
             finish_penalty(queue, captured, of_all, of_each);
         });
     }
 
-    GradTable gradient_table(const py::object& grads) const {
+    GradTable gradient_table(const DeviceStrengths& strengths, const py::object& grads) const {
+        check_own(strengths);
         weights_.items().check_unmoved();  // before addresses are compared
-        BoundGrads bound = weights_.bind(grads, penalized_, true);
+        BoundGrads bound = weights_.bind(grads, strengths.penalized, true);
         std::vector<Span> weights(weights_.spans().begin(), weights_.spans().end()), targets;
         for (const Span& span : weights) targets.push_back({nullptr, 0, nullptr, 0, span.dtype, false});
         for (size_t k = 0; k < bound.buffers.size(); ++k) {
@@ -190,18 +195,20 @@ public:
 
     void add_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads, const py::object& uploaded,
                   double upstream) {
+        check_own(strengths);
         void* const there = memory(uploaded, grads.table.bytes().size());
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
-            check(strengths);
+            use(queue, captured, strengths);
             differentiate(queue, captured, grads.table, there, upstream, false);
         });
     }
 
     void value_and_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads,
                         const py::object& uploaded, double upstream, const py::object& value) {
+        check_own(strengths);
         void *const there = memory(uploaded, grads.table.bytes().size()), *const of_all = results(value, 1);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
-            check(strengths);
+            use(queue, captured, strengths);
             differentiate(queue, captured, grads.table, there, upstream, true);
             finish_penalty(queue, captured, of_all, nullptr);
         });
@@ -222,17 +229,16 @@ public:
     }
 
     // Whether looking these up would find the same table.
-    bool again(const GradTable& known, const py::list& grads) const {
-        return known.seen.again(grads, known.with_weights ? &penalized_ : nullptr);
+    bool again(const GradTable& known, const DeviceStrengths* strengths, const py::list& grads) const {
+        return known.seen.again(grads, strengths ? &strengths->penalized : nullptr);
     }
 
     // `norm` is two float64: the norm of the table's buffers, and the factor that they are scaled by.
     void clip(Handle stream, const GradTable& grads, const py::object& uploaded, const py::object& workspace,
-              const py::object& captured_workspace, double max_norm, const py::object& norm) {
+              const py::object& for_graphs, double max_norm, const py::object& norm) {
         const HostTable& table = grads.table;
         void* const there = memory(uploaded, table.bytes().size());
-        void* const rooms[] = {memory(workspace, workspace_bytes(table)),
-                               memory(captured_workspace, workspace_bytes(table))};
+        void* const rooms[] = {memory(workspace, workspace_bytes(table)), memory(for_graphs, workspace_bytes(table))};
         auto* const both = doubles(norm, 2);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
             const cuda::Workspace space = workspace_at(rooms[captured], table);
@@ -346,17 +352,27 @@ private:
         cuda::launch(queue, results);
     }
 
-    // Throws unless the coefficients on the device are still those that the call means.
-    void check(const DeviceStrengths& strengths) const {
-        if (strengths.generation != generation_)
-            throw std::runtime_error("the plan was given other regularizers during this call");
+    // Throws if these are another plan's.
+    void check_own(const DeviceStrengths& strengths) const {
+        if (strengths.weights != &weights_) throw py::value_error("strengths: these are another plan's");
+    }
+
+    // Sees to it that these are on the device.
+    void use(const Queue& queue, bool captured, const DeviceStrengths& strengths) {
+        if (strengths.number == on_device_) return;
+        if (captured) throw std::runtime_error("the plan was given other regularizers during this call");
+        const std::vector<double> both = strengths.both();
+        on_device_ = 0;  // if this fails
+        cuda::upload(queue, const_cast<double*>(coefficients_.l1), both.data(), both.size() * sizeof both[0]);
+        on_device_ = strengths.number;
     }
 
     void update(Handle stream, const DeviceStrengths& strengths, ChangeKind kind, double number) {
-        for (size_t i = 0; i < l1_.size(); ++i)
-            if (concerns(kind, l1_[i], l2_[i])) weights_.check_writable(i);
-        after_earlier_calls(stream, [&](const Queue& queue, bool) {
-            check(strengths);
+        check_own(strengths);
+        for (size_t i = 0; i < weights_.size(); ++i)
+            if (concerns(kind, strengths.l1[i], strengths.l2[i])) weights_.check_writable(i);
+        after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
+            use(queue, captured, strengths);
             cuda::launch(queue, table_,
                          cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
         });
@@ -364,21 +380,20 @@ private:
 
     BoundWeights weights_;
     HostTable table_;
-    std::vector<double> l1_, l2_;
-    std::vector<bool> penalized_;
     std::vector<py::object> memory_;  // keeps what the next three point to
     DeviceArrays arrays_;
     void *uploaded_ = nullptr, *workspaces_[2] = {nullptr, nullptr};
     bool spoiled_[2] = {false, false};
     cuda::Coefficients coefficients_{};
-    uint64_t generation_ = 0;  // of the coefficients; as they are, only looked at in turn
+    std::atomic<uint64_t> made_{0};  // strengths
+    uint64_t on_device_ = 0;         // which of them; looked at under the mutex only
     std::shared_ptr<cuda::Turns> turns_ = new_turns();
     std::mutex mutex_;
 };
 
 }  // namespace
 
-py::object make_device_plan(BoundWeights weights) { return py::cast(std::make_unique<DevicePlan>(std::move(weights))); }
+py::object make_device_plan(BoundWeights weights) { return py::cast(std::make_unique<DeviceCore>(std::move(weights))); }
 
 void define_device_plan(py::module_& m) {
     using py::arg;
@@ -391,7 +406,7 @@ void define_device_plan(py::module_& m) {
     m.def(
         "wait_for_stream",
         [](int device, Handle stream, Handle other) {
-            if (stream != other) cuda::wait({device, stream_of(stream)}, stream_of(other));
+            return stream != other && cuda::wait({device, stream_of(stream)}, stream_of(other));
         },
         arg("device"), arg("stream"), arg("other"), WithoutLock());
 
@@ -425,46 +440,46 @@ void define_device_plan(py::module_& m) {
         .def_readonly("l1", &DeviceStrengths::l1)
         .def_readonly("l2", &DeviceStrengths::l2);
 
-    py::class_<DevicePlan>(m, "DevicePlan")
-        .def_property_readonly("device", &DevicePlan::device)
-        .def_property_readonly("dtypes", [](const DevicePlan& plan) { return plan.weights().dtypes(); })
-        .def_property_readonly("sizes", [](const DevicePlan& plan) { return plan.weights().sizes(); })
-        .def_property_readonly("wide", [](const DevicePlan& plan) { return plan.weights().wide(); })
-        .def_property_readonly("table_bytes", [](const DevicePlan& plan) { return plan.table().bytes().size(); })
-        .def_property_readonly("workspace_bytes", [](const DevicePlan& plan) { return workspace_bytes(plan.table()); })
-        .def("stream", &DevicePlan::stream)
-        .def("capturing", &DevicePlan::capturing, arg("stream"))
-        .def("attach", &DevicePlan::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
-             arg("captured"))
-        .def("upload", &DevicePlan::upload, arg("stream"), arg("grads"), arg("to"))
-        .def_property_readonly("turns", &DevicePlan::turns)
-        .def("until_now", &DevicePlan::until_now, arg("stream"))
-        .def("strengths", &DevicePlan::strengths, arg("stream"), arg("l1"), arg("l2"))
-        .def("sums", &DevicePlan::sums, arg("stream"), arg("each"), arg("totals"))
-        .def("norm", &DevicePlan::norm, arg("stream"), arg("norm"))
-        .def("limbs", &DevicePlan::limbs, arg("stream"), arg("limbs"))
-        .def("value", &DevicePlan::value, arg("stream"), arg("strengths"), arg("value"), arg("values"))
+    py::class_<DeviceCore>(m, "DeviceCore")
+        .def_property_readonly("device", &DeviceCore::device)
+        .def_property_readonly("dtypes", [](const DeviceCore& plan) { return plan.weights().dtypes(); })
+        .def_property_readonly("sizes", [](const DeviceCore& plan) { return plan.weights().sizes(); })
+        .def_property_readonly("wide", [](const DeviceCore& plan) { return plan.weights().wide(); })
+        .def_property_readonly("table_bytes", [](const DeviceCore& plan) { return plan.table().bytes().size(); })
+        .def_property_readonly("workspace_bytes", [](const DeviceCore& plan) { return workspace_bytes(plan.table()); })
+        .def("stream", &DeviceCore::stream)
+        .def("capturing", &DeviceCore::capturing, arg("stream"))
+        .def("attach", &DeviceCore::attach, arg("stream"), arg("table"), arg("coefficients"), arg("workspace"),
+             arg("for_graphs"))
+        .def("upload", &DeviceCore::upload, arg("stream"), arg("grads"), arg("to"))
+        .def_property_readonly("turns", &DeviceCore::turns)
+        .def("until_now", &DeviceCore::until_now, arg("stream"))
+        .def("strengths", &DeviceCore::strengths, arg("stream"), arg("l1"), arg("l2"), py::keep_alive<0, 1>())
+        .def("sums", &DeviceCore::sums, arg("stream"), arg("each"), arg("totals"))
+        .def("norm", &DeviceCore::norm, arg("stream"), arg("norm"))
+        .def("limbs", &DeviceCore::limbs, arg("stream"), arg("limbs"))
+        .def("value", &DeviceCore::value, arg("stream"), arg("strengths"), arg("value"), arg("values"))
         .def(
-            "finished",
-            [](const DevicePlan& plan, const std::vector<double>& terms) { return plan.weights().finished(terms); },
-            arg("terms"))
-        .def(
-            "finished_each",
-            [](const DevicePlan& plan, const py::array_t<double>& terms) {
-                return plan.weights().finished_each(terms);
+            "rounded_total",
+            [](const DeviceCore& plan, const std::vector<double>& terms) {
+                return plan.weights().rounded_total(terms);
             },
             arg("terms"))
-        .def("gradient_table", &DevicePlan::gradient_table, arg("grads"))
-        .def("again", &DevicePlan::again, arg("known"), arg("grads"))
-        .def("add_grad", &DevicePlan::add_grad, arg("stream"), arg("strengths"), arg("grads"), arg("uploaded"),
+        .def(
+            "rounded_each",
+            [](const DeviceCore& plan, const py::array_t<double>& terms) { return plan.weights().rounded_each(terms); },
+            arg("terms"))
+        .def("gradient_table", &DeviceCore::gradient_table, arg("strengths"), arg("grads"))
+        .def("again", &DeviceCore::again, arg("known"), arg("strengths"), arg("grads"))
+        .def("add_grad", &DeviceCore::add_grad, arg("stream"), arg("strengths"), arg("grads"), arg("uploaded"),
              arg("upstream"))
-        .def("value_and_grad", &DevicePlan::value_and_grad, arg("stream"), arg("strengths"), arg("grads"),
+        .def("value_and_grad", &DeviceCore::value_and_grad, arg("stream"), arg("strengths"), arg("grads"),
              arg("uploaded"), arg("upstream"), arg("value"))
-        .def("prox", &DevicePlan::prox, arg("stream"), arg("strengths"), arg("step"))
-        .def("decay", &DevicePlan::decay, arg("stream"), arg("strengths"), arg("rate"))
-        .def("norm_table", &DevicePlan::norm_table, arg("grads"))
-        .def("clip", &DevicePlan::clip, arg("stream"), arg("grads"), arg("uploaded"), arg("workspace"), arg("captured"),
-             arg("max_norm"), arg("norm"));
+        .def("prox", &DeviceCore::prox, arg("stream"), arg("strengths"), arg("step"))
+        .def("decay", &DeviceCore::decay, arg("stream"), arg("strengths"), arg("rate"))
+        .def("norm_table", &DeviceCore::norm_table, arg("grads"))
+        .def("clip", &DeviceCore::clip, arg("stream"), arg("grads"), arg("uploaded"), arg("workspace"),
+             arg("for_graphs"), arg("max_norm"), arg("norm"));
 }
 
 }  // namespace fused_penalties

@@ -15,7 +15,11 @@ bool Library::current_stream(void** stream) const {
 }
 
 DeviceArrays::DeviceArrays(const py::object& example)
-    : type_(py::type::of(example)), api_(exchange_api(Py_TYPE(example.ptr()))) {}
+    : type_(py::type::of(example)), api_(exchange_api(Py_TYPE(example.ptr()))) {
+    if (!api_ && type_.ptr() != cupy_type())
+        throw py::type_error("memory: got a " + std::string(Py_TYPE(example.ptr())->tp_name) +
+                             "; wanted a torch tensor or a CuPy array");
+}
 
 void* DeviceArrays::find(py::handle array, int device, size_t bytes) const {
     uint64_t found = 0;
@@ -31,7 +35,8 @@ void* DeviceArrays::find(py::handle array, int device, size_t bytes) const {
         for (int k = 0; k < tensor.ndim; ++k) found *= uint64_t(tensor.shape[k]);
     } else {
         const py::object pointer = array.attr("data");
-        data = PyLong_AsVoidPtr(pointer.attr("ptr").ptr());
+        data = PyLong_AsVoidPtr(py::object(pointer.attr("ptr")).ptr());
+        if (PyErr_Occurred()) throw py::error_already_set();
         where.id = pointer.attr("device_id").cast<int32_t>();
         found = array.attr("nbytes").cast<uint64_t>();
     }

@@ -1,4 +1,4 @@
-// Weights that stay where they are: found once, then summed, differentiated and changed at every step.
+// The plan of weights on the CPU: found once, then summed, differentiated and changed, at one call or at every step.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -32,7 +32,8 @@ struct Strengths {
     std::vector<bool> penalized;  // the same, as flags
     std::vector<Span> spans;      // theirs
     Line line;
-    // What a value reads of them: each once, however often it is listed (tied weights), and where each is here.
+    // What a value reads of them: each once, however often it is listed (tied weights). The k-th active buffer is
+    // distinct[place[k]].
     std::vector<Span> distinct;
     std::vector<size_t> place;
     Line distinct_line;
@@ -95,12 +96,14 @@ public:
     double l2_norm() {
         ExactSums total;
         sum_all({nullptr, nullptr, nullptr, &total});
+        const DefaultFloatEnvironment environment;
         return std::sqrt(total.square.value());
     }
 
     py::object value(const Strengths& strengths) {
-        return numpy_scalar(in_one_read(strengths, [&](Workspace& space) { return weighed(strengths, space); }),
-                            weights_.wide());
+        return numpy_scalar(
+            in_one_read(strengths, [&](Workspace& space) { return weighed(strengths, space, &strengths.place); }),
+            weights_.wide());
     }
 
     py::array_t<double> terms(const Strengths& strengths) {
@@ -108,13 +111,14 @@ public:
         double* const to = terms.mutable_data();
         in_one_read(strengths, [&](Workspace& space) {
             std::fill_n(to, spans().size(), 0.0);
-            for (size_t k = 0; k < strengths.active.size(); ++k) to[strengths.active[k]] = term(strengths, k, space);
+            for (size_t k = 0; k < strengths.active.size(); ++k)
+                to[strengths.active[k]] = term(strengths, k, space, &strengths.place);
             return 0.0;
         });
         return terms;
     }
 
-    py::array values(const Strengths& strengths) { return weights_.finished_each(terms(strengths)); }
+    py::array values(const Strengths& strengths) { return weights_.rounded_each(terms(strengths)); }
 
     void add_grad(const Strengths& strengths, const py::object& grads, double upstream) {
         with_gradients(strengths, grads, upstream,
@@ -125,8 +129,7 @@ public:
         double value = 0;
         with_gradients(strengths, grads, upstream, [&](const Work& work, Workspace& space, const Change& gradient) {
             read_penalized(work, space, &gradient);
-            const DefaultFloatEnvironment environment;
-            value = weighed(strengths, space, /*distinct=*/false);
+            value = weighed(strengths, space, nullptr);
         });
         return numpy_scalar(value, weights_.wide());
     }
@@ -138,6 +141,7 @@ public:
     double clip_grad_norm(const py::object& grads, double max_norm) {
         Borrowed space(*this);
         BoundGrads bound = weights_.bind_grads(grads);
+        check_again_after(bound);
         const Spans& spans = bound.grads;
         const Line line(spans.data(), spans.size());
         const int most = safe_threads(line, bound.reaches);
@@ -189,6 +193,11 @@ private:
         sum(work, space->cut, out);
     }
 
+    // The Python code that found the gradients may have moved weights.
+    void check_again_after(const BoundGrads& bound) const {
+        if (bound.items->ran_python()) weights_.items().check_unmoved_without_python();
+    }
+
     void check_own(const Strengths& strengths) const {
         if (strengths.weights != &weights_) throw py::value_error("strengths: these are another plan's");
     }
@@ -213,16 +222,16 @@ private:
         sum(work, space.cut, {space.abs.data(), space.square.data(), nullptr, nullptr}, change);
     }
 
-    // The float64 penalty of the k-th active buffer, whose sums are in the workspace: of each distinct one, or of all.
-    static double term(const Strengths& strengths, size_t k, const Workspace& space, bool distinct = true) {
-        const size_t i = strengths.active[k], at = distinct ? strengths.place[k] : k;
+    // The float64 penalty of the k-th active buffer. Its sums are the k-th in the workspace, or where `place` says.
+    static double term(const Strengths& strengths, size_t k, const Workspace& space, const std::vector<size_t>* place) {
+        const size_t i = strengths.active[k], at = place ? (*place)[k] : k;
         return canon::term(strengths.l1[i], strengths.l2[i], space.abs[at], space.square[at]);
     }
 
     // The exact sum of these penalties, rounded once.
-    static double weighed(const Strengths& strengths, const Workspace& space, bool distinct = true) {
+    static double weighed(const Strengths& strengths, const Workspace& space, const std::vector<size_t>* place) {
         Exact total;
-        for (size_t k = 0; k < strengths.active.size(); ++k) total.add(term(strengths, k, space, distinct));
+        for (size_t k = 0; k < strengths.active.size(); ++k) total.add(term(strengths, k, space, place));
         return total.value();
     }
 
@@ -239,6 +248,7 @@ private:
         check_own(strengths);
         Borrowed space(*this);
         BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
+        check_again_after(bound);
         const int threads = safe_threads(strengths.line, bound.reaches);
         const DefaultFloatEnvironment environment;
         set_factors(*space, strengths, ChangeKind::gradient, upstream);
@@ -273,23 +283,14 @@ private:
     std::atomic<Workspace*> spare_{nullptr};
 };
 
-// The one way in: any weights as the plan that their memory asks for.
-py::object bind(const py::object& items, const py::object& names, bool single, const py::object& threads, bool keep,
-                bool unique) {
-    const int at_most = checked_threads(threads);
-    BoundWeights weights(items, names, single, keep);
-    if (unique) weights.drop_repeats();
-#if defined(FUSED_PENALTIES_CUDA)
-    if (weights.items().device() >= 0) return make_device_plan(std::move(weights));
-#endif
-    return py::cast(std::make_unique<HostPlan>(std::move(weights), at_most));
-}
-
 }  // namespace
+
+py::object make_host_plan(BoundWeights weights, int threads) {
+    return py::cast(std::make_unique<HostPlan>(std::move(weights), threads));
+}
 
 void define_host_plan(py::module_& m) {
     using py::arg;
-    m.def("bind", &bind, arg("items"), arg("names"), arg("single"), arg("threads"), arg("keep"), arg("unique"));
     py::class_<Strengths>(m, "Strengths")
         .def_readonly("l1", &Strengths::l1)
         .def_readonly("l2", &Strengths::l2)
@@ -306,15 +307,20 @@ void define_host_plan(py::module_& m) {
         .def("values", &HostPlan::values, arg("strengths"))
         .def("terms", &HostPlan::terms, arg("strengths"))
         .def(
-            "finished",
-            [](const HostPlan& plan, const std::vector<double>& terms) { return plan.weights().finished(terms); },
+            "rounded_total",
+            [](const HostPlan& plan, const std::vector<double>& terms) { return plan.weights().rounded_total(terms); },
             arg("terms"))
         .def(
-            "finished_each",
-            [](const HostPlan& plan, const py::array_t<double>& terms) { return plan.weights().finished_each(terms); },
+            "rounded_each",
+            [](const HostPlan& plan, const py::array_t<double>& terms) { return plan.weights().rounded_each(terms); },
             arg("terms"))
         .def(
-            "scalars", [](const HostPlan&, const py::array& values) { return values.attr("tolist")(); }, arg("values"))
+            "scalars",
+            [](const HostPlan&, const py::array& values) {
+                const DefaultFloatEnvironment environment;  // which subnormal float32 would not come through else
+                return values.attr("tolist")();
+            },
+            arg("values"))
         .def("add_grad", &HostPlan::add_grad, arg("strengths"), arg("grads"), arg("upstream"))
         .def("value_and_grad", &HostPlan::value_and_grad, arg("strengths"), arg("grads"), arg("upstream"))
         .def("prox", &HostPlan::prox, arg("strengths"), arg("step"))

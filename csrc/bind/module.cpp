@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "borrow.hpp"
+#include "bound.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/pool.hpp"
 #include "results.hpp"
@@ -18,6 +19,18 @@ namespace {
 
 using Doubles = py::array_t<double>;
 using Limbs = py::array_t<int64_t, py::array::c_style>;  // of no other dtype, which would be rounded
+
+// The one way in: any weights as the plan that their memory asks for.
+py::object bind(const py::object& items, const py::object& names, bool single, const py::object& threads, bool keep,
+                bool unique, bool wide) {
+    const int at_most = checked_threads(threads);
+    BoundWeights weights(items, names, single, keep, wide);
+    if (unique) weights.drop_repeats();
+#if defined(FUSED_PENALTIES_CUDA)
+    if (weights.items().device() >= 0) return make_device_plan(std::move(weights));
+#endif
+    return make_host_plan(std::move(weights), at_most);
+}
 
 // Of one array; errors begin with the label.
 std::string dtype_of(const py::object& array, const std::string& label) {
@@ -96,10 +109,16 @@ double coefficient(const std::string& dtype, double value) {
     return rounded_coefficient(value, dtype_named(dtype));
 }
 
-py::dict dtypes() {
-    py::dict wide;
-    for (int i = 0; i < kDTypes; ++i) wide[name_of(DType(i))] = computed_in_double(DType(i));
-    return wide;
+double total(const std::vector<double>& terms) {
+    const DefaultFloatEnvironment environment;
+    return total_of(terms);
+}
+
+// For each element type by its name, whether its penalties are float64, not float32.
+py::dict result_is_float64() {
+    py::dict of;
+    for (int i = 0; i < kDTypes; ++i) of[name_of(DType(i))] = computed_in_double(DType(i));
+    return of;
 }
 
 std::string switch_isa(const std::string& name) {
@@ -121,15 +140,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.attr("__version__") = FUSED_PENALTIES_VERSION;
     m.attr("LIMBS") = kLimbs;
 
+    m.def("bind", &bind, arg("items"), arg("names"), arg("single"), arg("threads"), arg("keep"), arg("unique"),
+          arg("wide"));
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
 
-    m.attr("DTYPES") = dtypes();
+    m.attr("RESULT_IS_FLOAT64") = result_is_float64();
     m.def("coefficient", &coefficient, arg("dtype"), arg("value"));
     m.def("term", &term, arg("dtype"), arg("abs"), arg("square"), arg("l1"), arg("l2"));
     m.def("terms", &terms, arg("abs"), arg("square"), arg("l1"), arg("l2"));
-    m.def("total", &total_of, arg("terms"));
+    m.def("total", &total, arg("terms"));
     m.def("scalar", &numpy_scalar, arg("value"), arg("wide"));
 
     m.def("compiled_isas", &compiled_isas);

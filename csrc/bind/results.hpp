@@ -1,10 +1,9 @@
-// Numbers as NumPy's scalars: what a penalty is for weights on the CPU, and before it goes to a GPU.
+// A number as the NumPy scalar that users get for weights on the CPU.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <array>
-#include <vector>
 
 #include "convention.hpp"
 #include "cpu/float_environment.hpp"
@@ -20,22 +19,11 @@ inline pybind11::object numpy_scalar(double value, bool wide) {
         return std::array<py::object, 2>{numpy.attr("float32"), numpy.attr("float64")};
     };
     const py::object& type = types.call_once_and_store_result(find).get_stored()[wide];
-    double number;
-    {
-        const DefaultFloatEnvironment environment;
-        number = rounded(value, wide);
-    }
+    const DefaultFloatEnvironment environment;  // also for NumPy, which makes the float32 of it
+    const double number = rounded(value, wide);
     const auto result = py::reinterpret_steal<py::object>(PyObject_CallOneArg(type.ptr(), py::float_(number).ptr()));
     if (!result) throw py::error_already_set();
     return result;
-}
-
-// The exact sum of terms of either sign, rounded once.
-inline double total_of(const std::vector<double>& terms) {
-    const DefaultFloatEnvironment environment;
-    Total total;
-    for (double term : terms) total.add(term);
-    return total.value();
 }
 
 }  // namespace fused_penalties

@@ -52,10 +52,10 @@ class BoundPlan(Protocol):
     def terms(self, strengths: Any) -> NDArray[np.float64]:
         """The penalty of each before it is rounded, on the host, which waits for it."""
 
-    def finished(self, terms: list[float]) -> Scalar:
-        """A result like `value` from such terms, whose exact sum it is."""
+    def rounded_total(self, terms: list[float]) -> Scalar:
+        """A result like `value` from such terms: their exact sum."""
 
-    def finished_each(self, terms: NDArray[np.float64]) -> Vector:
+    def rounded_each(self, terms: NDArray[np.float64]) -> Vector:
         """A result like `values` from such terms."""
 
     def scalars(self, values: Vector) -> list[Scalar]:
@@ -76,12 +76,14 @@ def bind(
     threads: Any = None,
     keep: bool = False,
     unique: bool = False,
+    wide: bool = False,
 ) -> BoundPlan:
     """The plan of buffers that `collect` found.
 
     With `single`, errors speak of "weights", not of "weights[0]". With `keep` it is for many calls,
     at each of which it looks whether the weights are still where they were; else for one that reads
-    them. With `unique` memory that is listed again counts as empty.
+    them. With `unique` memory that is listed again counts as empty. With `wide` the plan is, even
+    if no buffer is float64.
     """
-    core = _core.bind(items, names, single, threads, keep, unique)
+    core = _core.bind(items, names, single, threads, keep, unique, wide)
     return core if type(core) is _core.HostPlan else DevicePlan(core, items)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class DevicePlan:
 
     def __init__(self, core: Any, items: Sequence[Any]) -> None:
         self._core = core
+        ready = _memory.ready_stream(core.device)  # before CuPy is imported for this
         self._library = _memory.of(items)
         self.dtypes: list[str] = core.dtypes
         self.wide: bool = core.wide
@@ -46,7 +47,7 @@ class DevicePlan:
         self._remembered: list[_Uploaded] = []
         self._captured: list[_Uploaded] = []
         _let_go()
-        with self._stream(after_others=True) as stream:
+        with self._stream(beside=ready) as stream:
             self._refuse_capture(stream, "a plan cannot be made")
             sizes = core.table_bytes, 16 * len(self.dtypes), *[core.workspace_bytes] * 2
             self._memory = tuple(map(self._bytes, sizes))
@@ -59,33 +60,38 @@ class DevicePlan:
             _let_go()
 
     @contextmanager
-    def _stream(self, after_others: bool = False) -> Iterator[int]:
+    def _stream(self, beside: int | None = None) -> Iterator[int]:
         """The caller's stream, the current one of the weights' library and device in the meantime.
 
-        With `after_others` it waits for the stream that other libraries were asked to have their
-        arrays ready on.
+        It waits for the stream `beside` at first, and that one for it in the end.
         """
         device, library = self._core.device, self._library
         handle = self._core.stream()
         with _core.OnDevice(device):
             if handle is None:
                 handle = library.current_stream(device)
-            if after_others:
-                _core.wait_for_stream(device, handle, _memory.ready_stream(device))
+            waited = beside is not None and _core.wait_for_stream(device, handle, beside)
             captured = self._core.capturing(handle)
             with library.on(device, handle):
-                if not captured:
-                    yield handle
-                    return
                 # The pool may have to get more memory for a result, which a graph has no part in.
-                mode = _core.exchange_capture_mode(_core.RELAXED_CAPTURE)
+                mode = _core.exchange_capture_mode(_core.RELAXED_CAPTURE) if captured else None
                 try:
                     yield handle
                 finally:
-                    _core.exchange_capture_mode(mode)
+                    if mode is not None:
+                        _core.exchange_capture_mode(mode)
+                    if beside is not None and waited:
+                        _core.wait_for_stream(device, beside, handle)
+
+    def _beside_others(self) -> AbstractContextManager[int]:
+        """The caller's stream for changes, of arrays that may be other libraries' too.
+
+        These were asked to have theirs ready on a stream that now comes before, and after, this.
+        """
+        return self._stream(beside=_memory.ready_stream(self._core.device))
 
     def strengths(self, l1: float | list[float], l2: float | list[float]) -> Any:
-        """Puts them on the device. Calls with those of before are refused from now on."""
+        """Puts them on the device."""
         with self._stream() as stream:
             self._refuse_capture(stream, "the strengths cannot be set")
             return self._core.strengths(stream, l1, l2)
@@ -121,51 +127,55 @@ class DevicePlan:
         return values
 
     def terms(self, strengths: Any) -> NDArray[np.float64]:
+        if not (any(strengths.l1) or any(strengths.l2)):
+            return np.zeros(len(self.dtypes))
         with self._stream():
             sum_abs, sum_square, *_ = self.sums()
             sums = self._library.to_host(sum_abs), self._library.to_host(sum_square)
         return _core.terms(*sums, strengths.l1, strengths.l2)
 
-    def finished(self, terms: list[float]) -> Any:
-        return self._to_device(self._core.finished(terms))
+    def rounded_total(self, terms: list[float]) -> Any:
+        return self._to_device(self._core.rounded_total(terms))
 
-    def finished_each(self, terms: NDArray[np.float64]) -> Any:
-        return self._to_device(self._core.finished_each(terms))
+    def rounded_each(self, terms: NDArray[np.float64]) -> Any:
+        return self._to_device(self._core.rounded_each(terms))
 
     def scalars(self, values: Any) -> list[Any]:
         with self._stream():
             if not self.wide:
                 return list(values)
             return [
-                self._library.cast(value, "float64" if _core.DTYPES[dtype] else "float32")
+                self._library.cast(
+                    value, "float64" if _core.RESULT_IS_FLOAT64[dtype] else "float32"
+                )
                 for value, dtype in zip(values, self.dtypes, strict=True)
             ]
 
     def add_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
-        found = self._find(grads, workspaces=False)
-        with self._stream(after_others=True) as stream:
+        found = self._find(strengths, grads)
+        with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
             self._core.add_grad(stream, strengths, found, *uploaded.memory, upstream)
 
     def value_and_grad(self, strengths: Any, grads: list[Any], upstream: float) -> Any:
-        found = self._find(grads, workspaces=False)
-        with self._stream(after_others=True) as stream:
+        found = self._find(strengths, grads)
+        with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
             value = self._empty(dtype=self._dtype)
             self._core.value_and_grad(stream, strengths, found, *uploaded.memory, upstream, value)
         return value
 
     def prox(self, strengths: Any, step: float) -> None:
-        with self._stream() as stream:
+        with self._beside_others() as stream:
             self._core.prox(stream, strengths, step)
 
     def decay(self, strengths: Any, rate: float) -> None:
-        with self._stream() as stream:
+        with self._beside_others() as stream:
             self._core.decay(stream, strengths, rate)
 
     def clip_grad_norm(self, grads: list[Any], max_norm: float) -> Any:
-        found = self._find(grads, workspaces=True)
-        with self._stream(after_others=True) as stream:
+        found = self._find(None, grads)
+        with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=True)
             norm = self._empty(2)
             self._core.clip(stream, found, *uploaded.memory, max_norm, norm)
@@ -183,12 +193,16 @@ class DevicePlan:
                 return known
         return None
 
-    def _find(self, grads: list[Any], workspaces: bool) -> Any:
-        """The table of these gradients; with workspaces, that of all for their norm."""
-        known = self._known(workspaces, lambda one: self._core.again(one.grads, grads))
+    def _find(self, strengths: Any, grads: list[Any]) -> Any:
+        """The table of these gradients; without strengths, that of all for their norm."""
+        known = self._known(
+            strengths is None, lambda one: self._core.again(one.grads, strengths, grads)
+        )
         if known:
             return known.grads
-        return (self._core.norm_table if workspaces else self._core.gradient_table)(grads)
+        if strengths is None:
+            return self._core.norm_table(grads)
+        return self._core.gradient_table(strengths, grads)
 
     def _uploaded(self, grads: Any, arrays: list[Any], stream: int, workspaces: bool) -> _Uploaded:
         """Puts the table on the device, unless it is there: the same gradients may come again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
@@ -10,7 +11,7 @@ import numpy as np
 
 from . import _core
 from ._bind import BoundPlan, bind
-from ._weights import collect, is_weight, with_dtype
+from ._weights import collect, dtype_name, on_cuda, refuse_without_values, with_dtype
 from .typing import RegularizerLike, Scalar, Vector
 
 
@@ -23,10 +24,10 @@ class Parts(NamedTuple):
     """Functions from the buffer to a scalar, or to None for no penalty."""
 
 
-class Strengths(NamedTuple):
+class Evaluation(NamedTuple):
     """What the regularizers of a plan's buffers came to."""
 
-    core: Any
+    strengths: Any
     """The coefficients, as the plan has made them."""
     functions: list[tuple[int, Any, tuple[RegularizerLike, ...]]]
     """What has to be called: a buffer's place, the buffer, the functions."""
@@ -38,79 +39,88 @@ AllParts: TypeAlias = Parts | list[Parts]
 """Those of all buffers, as most calls have one regularizer; or one for each."""
 
 
-def bind_penalized(
+NOTHING = np.zeros(0, np.float16)
+"""Stands for a buffer that is not to be read: it counts nowhere."""
+
+
+def bind_once(
     items: Sequence[Any],
     parts: AllParts,
     names: Sequence[str] | None = None,
     single: bool = False,
-    *,
-    threads: Any = None,
-    keep: bool = False,
+    label: Callable[[int], str] = lambda at: f"weights[{at}]",
 ) -> tuple[BoundPlan, Sequence[Any]]:
-    """The plan of these buffers, and them, as `bind` took them.
+    """The plan for one evaluation, and the buffers as functions are given them.
 
-    One without a penalty may be of another dtype or no array at all. An empty one stands for it
-    then, which counts nowhere, so that no strength changes the dtype of results.
+    Only those are bound that have to be read. The dtypes of all count, so that no strength changes
+    that of the result; but a buffer without a penalty may be no array at all.
     """
-    if not (isinstance(parts, Parts) and any(parts)):
-        items = [
-            item if any(one) or is_weight(item) else NOTHING
-            for item, one in zip(items, of_each(parts, len(items)), strict=True)
-        ]
-    return bind(items, names, single, threads=threads, keep=keep), items
-
-
-NOTHING = np.zeros(0, np.float16)
+    if isinstance(parts, Parts) and parts.linear and any(parts.linear) and not parts.others:
+        return bind(items, names, single), items
+    buffers, bound, wide = list(items), [NOTHING] * len(items), False
+    for at, (item, one) in enumerate(zip(items, of_each(parts, len(items)), strict=True)):
+        if not any(one):
+            with contextlib.suppress(TypeError):
+                wide |= _core.RESULT_IS_FLOAT64[dtype_name(getattr(item, "dtype", None))]
+            continue
+        buffers[at], dtype = with_dtype(item, label(at))
+        wide |= _core.RESULT_IS_FLOAT64[dtype]
+        if one.others:  # which read it for themselves
+            refuse_without_values(buffers[at], label(at))
+        if one.linear and any(one.linear):
+            bound[at] = buffers[at]
+    if all(one is NOTHING for one in bound):  # a result on a GPU is there all the same
+        bound = [next((item for item in items if on_cuda(item)), NOTHING), *bound[1:]][: len(bound)]
+    return bind(bound, names, single, wide=wide), buffers
 
 
 def of_each(parts: AllParts, count: int) -> Iterable[Parts]:
+    """One for each of so many buffers."""
     return repeat(parts, count) if isinstance(parts, Parts) else parts
 
 
-def strengths_of(
-    plan: BoundPlan, items: Sequence[Any], parts: AllParts, label: Callable[[int], str]
-) -> Strengths:
-    """What `parts` come to; `label` says which item is at fault."""
+def evaluation_of(plan: BoundPlan, buffers: Sequence[Any], parts: AllParts) -> Evaluation:
+    """What `parts` come to; their functions are given these buffers."""
     if isinstance(parts, Parts):
-        core = plan.strengths(*parts.linear or (0.0, 0.0))
+        strengths = plan.strengths(*parts.linear or (0.0, 0.0))
         linear, called = parts.linear is not None, bool(parts.others)
     else:
         pairs = [one.linear or (0.0, 0.0) for one in parts]
-        core = plan.strengths([l1 for l1, _ in pairs], [l2 for _, l2 in pairs])
+        strengths = plan.strengths([l1 for l1, _ in pairs], [l2 for _, l2 in pairs])
         linear = any(one.linear is not None for one in parts)
         called = any(one.others for one in parts)
     functions = [
-        (at, with_dtype(items[at], label(at))[0], one.others)
-        for at, one in enumerate(of_each(parts, len(items) if called else 0))
+        (at, buffers[at], one.others)
+        for at, one in enumerate(of_each(parts, len(buffers) if called else 0))
         if one.others
     ]
-    return Strengths(core, functions, linear or not functions)
+    return Evaluation(strengths, functions, linear or not functions)
 
 
-def value(plan: BoundPlan, strengths: Strengths) -> Scalar | None:
+def value(plan: BoundPlan, of: Evaluation) -> Scalar | None:
     """The penalty of all buffers; None if there is none, which is not the same as one of 0.0."""
-    if not strengths.functions:
-        return plan.value(strengths.core)
-    found = terms(plan, strengths)
-    return plan.finished(found) if found else None
+    if not of.functions:
+        return plan.value(of.strengths)
+    found = terms(plan, of)
+    return plan.rounded_total(found) if found else None
 
 
-def terms(plan: BoundPlan, strengths: Strengths) -> list[float]:
+def terms(plan: BoundPlan, of: Evaluation) -> list[float]:
     """The float64 terms whose sum it is, on the host."""
-    found: list[float] = plan.terms(strengths.core).tolist() if strengths.linear else []
-    for _, buffer, functions in strengths.functions:
+    found: list[float] = plan.terms(of.strengths).tolist() if of.linear else []
+    for _, buffer, functions in of.functions:
         found += called(functions, buffer)
     return found
 
 
-def values(plan: BoundPlan, strengths: Strengths) -> Vector:
+def values(plan: BoundPlan, of: Evaluation) -> Vector:
     """The penalty of each buffer."""
-    if not strengths.functions:
-        return plan.values(strengths.core)
-    found = plan.terms(strengths.core)
-    for at, buffer, functions in strengths.functions:
+    if not of.functions:
+        return plan.values(of.strengths)
+    found = plan.terms(of.strengths)
+    for at, buffer, functions in of.functions:
         found[at] = _core.total([float(found[at]), *called(functions, buffer)])
-    return plan.finished_each(found)
+    return plan.rounded_each(found)
 
 
 def one_buffer(x: Any) -> tuple[Any, str]:
@@ -125,9 +135,16 @@ def one_buffer(x: Any) -> tuple[Any, str]:
 
 def one_penalty(x: Any, parts: Parts) -> Scalar | None:
     """The penalty of the one buffer `x`; None if there is none."""
-    buffer, _ = one_buffer(x)
-    plan = bind([buffer], single=True)
-    return value(plan, strengths_of(plan, [buffer], parts, lambda _: "weights"))
+    buffer, dtype = one_buffer(x)
+    if parts.others:  # which read it for themselves
+        refuse_without_values(buffer, "weights")
+    read = parts.linear and any(parts.linear)
+    plan = bind(
+        [buffer if read or on_cuda(buffer) else NOTHING],
+        single=True,
+        wide=_core.RESULT_IS_FLOAT64[dtype],
+    )
+    return value(plan, evaluation_of(plan, [buffer], parts))
 
 
 def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:

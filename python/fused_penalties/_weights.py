@@ -141,8 +141,10 @@ def _from_dlpack(item: Any, label: str) -> Any:
             return (kind, number)
         if getattr(item, "requires_grad", False):
             item = item.detach()  # DLPack refuses what records its history; only values are read
-        # DLPack calls the default stream 1.
-        on = {"stream": _memory.ready_stream(number) or 1} if kind in _DLPACK_CUDA else {}
+        on = {}
+        if kind in _DLPACK_CUDA:
+            _memory.of([item])  # it may import CuPy, whose stream it is then
+            on["stream"] = _memory.ready_stream(number) or 1  # as DLPack calls the default one
         try:
             made = item.__dlpack__(max_version=(1, 3), **on)
         except TypeError:  # a producer older than DLPack 1.0
@@ -185,17 +187,24 @@ def _from_cuda_array_interface(item: Any) -> tuple[Any, bool]:
         return cupy.asarray(_Unordered(item, interface)), not read_only
 
 
+def on_cuda(item: Any) -> bool:
+    """True for an array that lies on a CUDA device."""
+    if isinstance(item, np.ndarray):
+        return False
+    if not hasattr(item, "__dlpack_device__"):
+        return hasattr(item, "__cuda_array_interface__")
+    try:
+        return item.__dlpack_device__()[0] in _DLPACK_CUDA
+    except (BufferError, LookupError, RuntimeError, TypeError, ValueError):  # nowhere that is known
+        return False
+
+
 def on_host(x: Any) -> Any:
     """An array that NumPy can read: a copy of one on a GPU, which is waited for."""
     if hasattr(x, "resolve_neg"):  # torch's: NumPy has no bfloat16, nor signs that come later
         return x.detach().resolve_neg().double().cpu()
-    if hasattr(x, "__array__") and not hasattr(x, "__cuda_array_interface__"):
-        return x
-    if not hasattr(x, "__dlpack_device__") and _has_buffer(x):
-        return x
-    on_cpu = hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] in _DLPACK_CPU
-    if on_cpu:
-        return np.from_dlpack(x)
+    if not on_cuda(x):
+        return x if hasattr(x, "__array__") or _has_buffer(x) else np.from_dlpack(x)
     import cupy
 
     foreign = hasattr(x, "__dlpack__") and not isinstance(x, cupy.ndarray)
@@ -207,7 +216,7 @@ def dtype_name(dtype: Any) -> str:
     # NumPy, JAX and TensorFlow dtypes carry a name, scalar types a __name__, torch's only a str().
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None)
     name = str(name or dtype).rpartition(".")[2]
-    if name not in _core.DTYPES:
+    if name not in _core.RESULT_IS_FLOAT64:
         raise TypeError(
             f"dtype {name} is not supported; wanted float16, bfloat16, float32 or float64"
         )

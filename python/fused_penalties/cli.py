@@ -264,8 +264,8 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
             row = row._replace(
                 abs=pair[0],
                 square=pair[1],
-                l1_penalty=float(_core.scalar(l1_term, _core.DTYPES[tensor.dtype])),
-                l2_penalty=float(_core.scalar(l2_term, _core.DTYPES[tensor.dtype])),
+                l1_penalty=float(_core.scalar(l1_term, _core.RESULT_IS_FLOAT64[tensor.dtype])),
+                l2_penalty=float(_core.scalar(l2_term, _core.RESULT_IS_FLOAT64[tensor.dtype])),
                 l1=l1,
                 l2=l2,
             )
@@ -273,7 +273,7 @@ def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
             l2_terms.append(l2_term)
         rows.append(row)
 
-    wide = any(_core.DTYPES[tensor.dtype] for tensor in summed)
+    wide = any(_core.RESULT_IS_FLOAT64[tensor.dtype] for tensor in summed)
 
     def total_penalty(terms: list[float]) -> float:
         return float(_core.scalar(_core.total(terms), wide))

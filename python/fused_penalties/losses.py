@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from . import _core
-from ._evaluate import bind_penalized, strengths_of, terms
+from ._evaluate import bind_once, evaluation_of, terms
 from ._weights import with_dtype
 from .regularizers import parts_of_each
 from .typing import RegularizerLike
@@ -82,8 +82,8 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
     losses = [x for x in inputs if isinstance(x, Loss)]
     weights = [w for loss in losses for w in loss.weights]
     parts = parts_of_each([regularizer for loss in losses for regularizer in loss.regularizers])
-    plan, _ = bind_penalized(weights, parts)
-    found = terms(plan, strengths_of(plan, weights, parts, lambda at: f"weights[{at}]"))
+    plan, buffers = bind_once(weights, parts)
+    found = terms(plan, evaluation_of(plan, buffers, parts))
     wide = plan.wide
     for position, x in enumerate(inputs):
         if isinstance(x, Loss):
@@ -94,5 +94,5 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
         if not hasattr(x, "__float__"):
             raise TypeError(f"{label}: got a {type(x).__name__}; wanted a scalar")
         found.append(float(x))
-        wide = wide or (hasattr(x, "dtype") and _core.DTYPES[with_dtype(x, label)[1]])
+        wide = wide or (hasattr(x, "dtype") and _core.RESULT_IS_FLOAT64[with_dtype(x, label)[1]])
     return _core.scalar(_core.total(found), wide)

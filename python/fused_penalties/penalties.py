@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ._evaluate import bind_penalized, strengths_of, value
+from ._evaluate import bind_once, evaluation_of, value
 from ._resolve import resolve
 from ._weights import collect
 from .regularizers import L2, parts_of_each
@@ -56,12 +56,13 @@ def penalty_of(
 ) -> Scalar:
     """`penalty` of buffers whose regularizers are known."""
     parts = parts_of_each(regularizers)
-    plan, _ = bind_penalized(items, parts, names, single)
-    strengths = strengths_of(
-        plan, items, parts, lambda at: f"weights[{at if names is None else names[at]!r}]"
-    )
-    found = value(plan, strengths)
-    return plan.finished([]) if found is None else found
+
+    def label(at: int) -> str:
+        return "weights" if single else f"weights[{at if names is None else names[at]!r}]"
+
+    plan, buffers = bind_once(items, parts, names, single, label)
+    found = value(plan, evaluation_of(plan, buffers, parts))
+    return plan.rounded_total([]) if found is None else found
 
 
 def l2_loss(w: Array | Numbers) -> Scalar:

@@ -8,19 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias, overload
 
 from . import _core
-from ._evaluate import (
-    NOTHING,
-    Strengths,
-    bind_penalized,
-    of_each,
-    strengths_of,
-    value,
-    values,
-)
+from ._bind import bind
+from ._evaluate import NOTHING, AllParts, Evaluation, Parts, evaluation_of, of_each, value, values
 from ._numbers import at_least_0, number
 from ._resolve import name_of, resolve
 from ._sums import Sums
-from ._weights import collect
+from ._weights import collect, is_weight, with_dtype
 from .regularizers import Regularizer, parts_of_each
 from .typing import Array, RegularizerLike, Regularizers, Scalar, Vector, Weights
 
@@ -32,10 +25,9 @@ Grads: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
 class _Applied(NamedTuple):
     """What a plan's regularizers came to. A call takes all of it at once, at its start, so that it
-    has the old ones or the new ones while `set_regularizer` gives the plan others. On a GPU a call
-    is refused if they are not the last ones any more."""
+    has the old ones or the new ones while `set_regularizer` gives the plan others."""
 
-    strengths: Strengths
+    evaluation: Evaluation
     l1: list[float]
     l2: list[float]
     regularizers: list[RegularizerLike | None]
@@ -76,8 +68,8 @@ class Plan:
 
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
     and are safe beside each other. What writes, into weights or grads, needs them to itself.
-    `set_regularizer` may come at any time: a call has the strengths that it began with, or on a GPU
-    is refused (RuntimeError). Functions among the regularizers are called as they are.
+    `set_regularizer` may come at any time: a call has the strengths that it began with. Functions
+    among the regularizers are called as they are.
 
     `copy.deepcopy` of a module that keeps its weights and a plan over them gives the copy a plan
     over its own weights; a plan without its weights is not deep-copied, and never pickled.
@@ -138,20 +130,26 @@ class Plan:
                 "regularizer: got nothing; wanted a regularizer, or None for no penalty (only a "
                 "VariableStore brings its own)"
             )
-        items, names = collect(weights)
+        found, names = collect(weights)
+        items = list(found)  # whatever the regularizers' own code does to the caller's list
         single = len(items) == 1 and items[0] is weights
         regularizers = resolve(regularizer, items, names)
+        parts = parts_of_each(regularizers)
         self._threads = _core.checked_threads(threads) or None  # a plain number from now on
         self.names = names
-        self._items = list(items)
-        self._plan, bound = bind_penalized(
-            items, parts_of_each(regularizers), names, single, threads=self._threads, keep=True
-        )
-        self._no_weights = {at for at, item in enumerate(bound) if item is NOTHING}
+        self._items = items
+        self._no_weights: set[int] = set()
+        if not (isinstance(parts, Parts) and any(parts)):
+            each = enumerate(zip(items, of_each(parts, len(items)), strict=True))
+            self._no_weights = {
+                at for at, (item, one) in each if not any(one) and not is_weight(item)
+            }
+        bound = [NOTHING if at in self._no_weights else item for at, item in enumerate(items)]
+        self._plan = bind(bound, names, single, threads=self._threads, keep=True)
         # Aliases of torch tensors, which may be given other memory while another thread still reads
         # the old one.
         self._memory = [x.detach() for x in bound if hasattr(x, "detach")]
-        self._applied = self._apply(regularizers)
+        self._applied = self._apply(regularizers, parts)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -227,7 +225,8 @@ class Plan:
                 )
             schedule: Callable[[Any], Any] = regularizer
             regularizer = schedule(step)
-        self._applied = self._apply(resolve(regularizer, self._items, self.names))
+        regularizers = resolve(regularizer, self._items, self.names)
+        self._applied = self._apply(regularizers, parts_of_each(regularizers))
 
     def sums(self) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
@@ -247,8 +246,8 @@ class Plan:
 
     def value(self) -> Scalar:
         """The penalty of all buffers: the number, and the NumPy scalar, that `penalty` gives."""
-        found = value(self._plan, self._applied.strengths)
-        return self._plan.finished([]) if found is None else found
+        found = value(self._plan, self._applied.evaluation)
+        return self._plan.rounded_total([]) if found is None else found
 
     def values(self) -> Vector:
         """Each buffer's penalty, in the order given: shape (n,), of the dtype of `value`.
@@ -256,7 +255,7 @@ class Plan:
         Each is rounded as `penalty` rounds that of this buffer alone: to float32 unless the buffer
         is float64. Their sum may differ in its last digit from `value`, which is rounded once.
         """
-        return values(self._plan, self._applied.strengths)
+        return values(self._plan, self._applied.evaluation)
 
     def named(self) -> dict[str, Scalar]:
         """Each buffer's penalty by its name, to be logged apart from the loss.
@@ -304,7 +303,7 @@ class Plan:
         applied = self._linear("gradient")
         listed = self._listed(grads, applied)
         try:
-            self._plan.add_grad(applied.strengths.core, listed, factor)
+            self._plan.add_grad(applied.evaluation.strengths, listed, factor)
         except TypeError:
             self._refuse_frozen(listed, applied)
             raise
@@ -317,7 +316,7 @@ class Plan:
         applied = self._linear("gradient")
         listed = self._listed(grads, applied)
         try:
-            return self._plan.value_and_grad(applied.strengths.core, listed, factor)
+            return self._plan.value_and_grad(applied.evaluation.strengths, listed, factor)
         except TypeError:
             self._refuse_frozen(listed, applied)
             raise
@@ -341,7 +340,7 @@ class Plan:
             ValueError: another `step`; a weight with a penalty that is read-only or a copy.
         """
         size = at_least_0(step, "step")
-        self._plan.prox(self._linear("proximal step").strengths.core, size)
+        self._plan.prox(self._linear("proximal step").evaluation.strengths, size)
 
     def decay(self, rate: SupportsFloat) -> None:
         """Decoupled weight decay, in place: w = w * (1 - 2 * rate * l2).
@@ -373,7 +372,7 @@ class Plan:
                 f"rate: got {factor!r}, and {self._label(at)} has l2 = {strongest:g} (without a "
                 "factor 1/2); wanted 2 * rate * l2 of at most 1, beyond which weights change sign"
             )
-        self._plan.decay(applied.strengths.core, factor)
+        self._plan.decay(applied.evaluation.strengths, factor)
 
     def clip_grad_norm(self, grads: Grads, max_norm: SupportsFloat) -> Scalar:
         """Scales all grads by one factor so that their joint L2 norm is at most `max_norm`.
@@ -397,16 +396,21 @@ class Plan:
         weights = items if self.names is None else dict(zip(self.names, items, strict=True))
         return type(self)(weights, regularizers, threads=self._threads)
 
-    def _apply(self, regularizers: list[RegularizerLike | None]) -> _Applied:
-        parts = parts_of_each(regularizers)
+    def _apply(self, regularizers: list[RegularizerLike | None], parts: AllParts) -> _Applied:
         for at, one in enumerate(of_each(parts, len(self))) if self._no_weights else ():
             if at in self._no_weights and any(one):
                 raise TypeError(
                     f"{self._label(at)}: was no array of floats when the plan was made, and cannot "
                     "get a penalty; wanted None for it"
                 )
-        strengths = strengths_of(self._plan, self._items, parts, self._label)
-        return _Applied(strengths, strengths.core.l1, strengths.core.l2, regularizers)
+        buffers = list(self._items)
+        if not isinstance(parts, Parts) or parts.others:
+            for at, one in enumerate(of_each(parts, len(self))):
+                if one.others:
+                    buffers[at], _ = with_dtype(buffers[at], self._label(at))
+        evaluation = evaluation_of(self._plan, buffers, parts)
+        strengths = evaluation.strengths
+        return _Applied(evaluation, strengths.l1, strengths.l2, regularizers)
 
     def _label(self, at: int, argument: str = "weights") -> str:
         return f"{argument}[{at if self.names is None else self.names[at]!r}]"
@@ -414,7 +418,7 @@ class Plan:
     def _linear(self, what: str) -> _Applied:
         """What is applied, if there are no functions among it."""
         applied = self._applied
-        for at, _, functions in applied.strengths.functions:
+        for at, _, functions in applied.evaluation.functions:
             raise TypeError(
                 f"regularizer: no {what} is known of {functions[0]!r}, which {self._label(at)} "
                 "has; wanted regularizers that are sums of L1 and L2 penalties"

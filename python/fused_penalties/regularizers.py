@@ -218,7 +218,9 @@ class OrthogonalRegularizer(Regularizer):
             cosines = np.abs(np.tril(unit @ unit.T, -1))
         pairs = len(matrix) * (len(matrix) - 1) // 2
         mean = float(cosines.sum()) / max(pairs, 1)
-        return _core.scalar(_core.coefficient(dtype, self.factor) * mean, _core.DTYPES[dtype])
+        return _core.scalar(
+            _core.coefficient(dtype, self.factor) * mean, _core.RESULT_IS_FLOAT64[dtype]
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {"factor": self.factor, "mode": self.mode}

@@ -37,7 +37,9 @@ def penalty(
     dtype: str, sum_abs: float, sum_square: float, l1: float = 0.0, l2: float = 0.0
 ) -> np.floating:
     """One buffer's penalty as users see it."""
-    return _core.scalar(_core.term(dtype, sum_abs, sum_square, l1, l2), _core.DTYPES[dtype])
+    return _core.scalar(
+        _core.term(dtype, sum_abs, sum_square, l1, l2), _core.RESULT_IS_FLOAT64[dtype]
+    )
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -49,7 +51,9 @@ def test_dtypes_by_their_names(name: str) -> None:
 
 
 def test_the_dtypes_of_results() -> None:
-    assert {name: "float64" if wide else "float32" for name, wide in _core.DTYPES.items()} == DTYPES
+    assert {
+        name: "float64" if wide else "float32" for name, wide in _core.RESULT_IS_FLOAT64.items()
+    } == DTYPES
     for several, result in (
         ([], "float32"),
         (["float16", "bfloat16"], "float32"),
@@ -57,7 +61,7 @@ def test_the_dtypes_of_results() -> None:
     ):
         arrays = [oracle.DTYPES[name] for name in several]
         plan = bind([np.zeros(1, dtype) for dtype in arrays])
-        assert plan.finished([0.5]).dtype == result
+        assert plan.rounded_total([0.5]).dtype == result
 
 
 @pytest.mark.parametrize("dtype", ["int64", np.bool_, np.dtype("c8"), np.dtype("U3"), None])

@@ -201,7 +201,7 @@ def test_without_cupy() -> None:
 def test_memory_that_is_not_there() -> None:
     """The core writes into no array that is too small, or elsewhere."""
     core = fp._core.bind(
-        [tensor_of(gpu.on_gpu(np.ones(9000, np.float32)))], None, True, None, True, False
+        [tensor_of(gpu.on_gpu(np.ones(9000, np.float32)))], None, True, None, True, False, False
     )
     library = _memory.of([tensor_of(gpu.on_gpu(np.ones(1, np.float32)))])
     sizes = core.table_bytes, 16, core.workspace_bytes, core.workspace_bytes
@@ -227,9 +227,6 @@ def test_memory_that_is_not_there() -> None:
 @gpu.hardware
 @pytest.mark.parametrize("name", oracle.DTYPES)
 def test_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU that torch can use")
     x = values.make("normal", name, 6000).reshape(60, 100)
     unsigned = torch.from_numpy(x.view(f"i{x.itemsize}").copy())
     tensor = unsigned.view(getattr(torch, name)).cuda()
@@ -255,9 +252,6 @@ def test_torch(name: str) -> None:
 
 @gpu.hardware
 def test_a_graph_of_torch() -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU that torch can use")
     tensor = torch.ones(9000, device="cuda")
     grad = torch.zeros_like(tensor)
     plan = fp.Plan([tensor], L1(0.5))

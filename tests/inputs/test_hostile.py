@@ -375,7 +375,7 @@ def test_strengths_that_change_beside_what_reads() -> None:
 
 
 def core_plan(weights: list[Any], keep: bool = True) -> Any:
-    return fp._core.bind(weights, None, False, None, keep, False)
+    return fp._core.bind(weights, None, False, None, keep, False, False)
 
 
 def test_strengths_of_another_plan() -> None:
@@ -414,7 +414,7 @@ def test_terms_of_another_length() -> None:
     core = core_plan([W, W])
     for wrong in (np.zeros(1), np.zeros(3), np.zeros((2, 1, 1))):
         with pytest.raises(ValueError, match=r"terms|dimension|ndim"):
-            core.finished_each(wrong)
+            core.rounded_each(wrong)
     with pytest.raises(ValueError, match="as many of each"):
         fp._core.terms(np.zeros(2), np.zeros(3), [0.0] * 2, [0.0] * 2)
     with pytest.raises(ValueError, match="got 3; wanted 2"):

@@ -88,7 +88,7 @@ def test_the_largest_step_of_a_penalty_without_l2() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, -1.0])
 def test_the_core_itself_refuses_them(bad: float) -> None:
-    core = fp._core.bind([W], None, False, None, True, False)
+    core = fp._core.bind([W], None, False, None, True, False, False)
     for pair in ([bad], [0.0]), ([0.0], [bad]):
         with pytest.raises(ValueError, match=r"^weights\[0\]: got a coefficient"):
             core.strengths(*pair)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,16 +17,16 @@ from .. import _core
 
 
 class Memory(Protocol):
-    """One library's."""
+    """One library's. The device that a method is given is the current one."""
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
-        """An array that holds anything, of the current device, in the order of its stream."""
+        """An array that holds anything, in the order of the current stream."""
 
     def current_stream(self, device: int) -> int:
         """The handle of the stream that the library works on now."""
 
     def on(self, device: int, stream: int) -> AbstractContextManager[Any]:
-        """Makes this stream of the current device the library's current one meanwhile."""
+        """Makes this stream the library's current one meanwhile."""
 
     def to_device(self, array: Any, device: int) -> Any:
         """A copy of a NumPy array or scalar, made in the order of the stream."""
@@ -39,10 +39,7 @@ class Memory(Protocol):
 
 
 def of(arrays: Iterable[Any]) -> Memory:
-    """That of the first torch tensor among them, else CuPy's, or torch's where CuPy is missing.
-
-    RuntimeError if neither can be imported.
-    """
+    """That of torch if a torch tensor is among them, else CuPy's. RuntimeError without CuPy."""
     torch = sys.modules.get("torch")
     if torch is not None and any(isinstance(array, torch.Tensor) for array in arrays):
         from ._torch import TorchMemory
@@ -51,14 +48,10 @@ def of(arrays: Iterable[Any]) -> Memory:
     try:
         from ._cupy import CupyMemory
     except ImportError as error:
-        try:
-            from ._torch import TorchMemory
-        except ImportError:
-            raise RuntimeError(
-                f"the results on a GPU need CuPy or PyTorch: {error}; "
-                "pip install 'fused-penalties[cuda]'"
-            ) from error
-        return TorchMemory()
+        raise RuntimeError(
+            "CuPy, which gives the memory on a GPU but for torch's tensors, cannot be imported "
+            f"({error}); pip install 'fused-penalties[cuda]'"
+        ) from error
     return CupyMemory()
 
 
@@ -83,6 +76,6 @@ def beside(array: NDArray[Any], other: Any) -> Any:
     """A NumPy array where another one is, which may be on a GPU."""
     if isinstance(other, np.ndarray):
         return array
-    device = int(other.__dlpack_device__()[1]) if hasattr(other, "__dlpack_device__") else None
-    with nullcontext() if device is None else _core.OnDevice(device):
-        return of([other]).to_device(array, device or 0)
+    device = int(other.__dlpack_device__()[1])
+    with _core.OnDevice(device):
+        return of([other]).to_device(array, device)

@@ -22,8 +22,9 @@ class TorchMemory:
     def on(self, device: int, stream: int) -> AbstractContextManager[Any]:
         if stream == self.current_stream(device):
             return nullcontext()
-        external: Any = torch.cuda.ExternalStream
-        foreign: AbstractContextManager[Any] = torch.cuda.stream(external(stream, device=device))
+        external: Any = torch.cuda.ExternalStream  # which takes no 0
+        one = external(stream, device=device) if stream else torch.cuda.default_stream(device)
+        foreign: AbstractContextManager[Any] = torch.cuda.stream(one)
         return foreign
 
     def to_device(self, array: Any, device: int) -> Any:
