@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
+import pybind11
 import pytest
+
+import fused_penalties as fp
 
 SOURCE = Path(__file__).resolve().parents[1]
 
@@ -34,3 +38,33 @@ def build(folder: Path, *options: str, target: str = "driver") -> Path:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "warning:" not in done.stdout + done.stderr
     return folder / target
+
+
+def run(command: list[str | Path], **environment: str) -> str:
+    """Runs a command, which must succeed, and returns what it prints."""
+    surroundings = {**os.environ, "PATH": PATH, **environment}
+    surroundings.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        command, cwd=SOURCE, env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    return done.stdout + done.stderr
+
+
+def build_package(folder: Path, **options: str) -> Path:
+    """Builds the package in `folder`/build, and returns where Python finds it."""
+    package = folder / "package" / "fused_penalties"
+    options |= {
+        "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # compiles faster; the tests take as long with it
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "SKBUILD_PROJECT_VERSION_FULL": fp.__version__,
+    }
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    build = folder / "build"
+    run(["cmake", "-S", SOURCE, "-B", build, "-G", "Ninja", *definitions])
+    assert "warning:" not in run(["cmake", "--build", build])
+    shutil.copytree(SOURCE / "python" / "fused_penalties", package)
+    (extension,) = build.glob("_core*.so")
+    shutil.copy(extension, package)
+    return package.parent

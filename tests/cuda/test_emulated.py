@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pybind11
 import pytest
 
-import fused_penalties as fp
-from source_tree import PATH, SOURCE
+from source_tree import SOURCE, build_package, run
 
 ROOM = SOURCE / "tests" / "cuda"
 # What only real hardware can show.
 LEFT_OUT = {"test_torch", "test_a_graph_of_torch", "test_more_elements_than_32_bits_can_count"}
 
 
-def run(command: list[str | Path], **environment: str) -> str:
-    """Runs a command, which must succeed, and returns what it prints."""
-    surroundings = {**os.environ, "PATH": PATH, **environment}
-    surroundings.pop("PYTEST_ADDOPTS", None)
-    done = subprocess.run(
-        command, cwd=SOURCE, env=surroundings, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def python_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where Python finds this source tree with an extension for which the host plays the GPU."""
-    folder = tmp_path_factory.mktemp("emulated")
-    package = folder / "package" / "fused_penalties"
-    options = {
-        "FUSED_PENALTIES_CUDA": "EMULATED",
-        "FUSED_PENALTIES_EMULATOR": SOURCE / "tests/native/emulated",
-        "CMAKE_CXX_FLAGS_RELEASE": "-O1",  # compiles faster; the tests take as long with it
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(),
-        "SKBUILD_PROJECT_VERSION_FULL": fp.__version__,
-    }
-    definitions = [f"-D{name}={value}" for name, value in options.items()]
-    build = folder / "build"
-    run(["cmake", "-S", SOURCE, "-B", build, "-G", "Ninja", *definitions])
-    assert "warning:" not in run(["cmake", "--build", build])
-    shutil.copytree(SOURCE / "python" / "fused_penalties", package)
-    (extension,) = build.glob("_core*.so")
-    shutil.copy(extension, package)
-    return os.pathsep.join([str(package.parent), str(ROOM / "emulated")])
+    package = build_package(
+        tmp_path_factory.mktemp("emulated"),
+        FUSED_PENALTIES_CUDA="EMULATED",
+        FUSED_PENALTIES_EMULATOR=str(SOURCE / "tests/native/emulated"),
+    )
+    return os.pathsep.join([str(package), str(ROOM / "emulated")])
 
 
 def test_it_is_the_emulation(python_path: str) -> None:

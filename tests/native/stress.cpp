@@ -5,7 +5,8 @@
 // List number n depends on SEED + n alone, so that `stress NUMBER 1` repeats the one that a difference names. A list
 // has up to four buffers: of any dtype, at any byte past a multiple of 64, of lengths about the edges of the parts
 // of a block, each with one kind of values. Compared are the exact sums, digit by digit, and what one change makes
-// of every buffer, byte by byte, the bytes beside the buffers included.
+// of every buffer, byte by byte, the bytes beside the buffers included. Built with AddressSanitizer, it also ends at
+// the first read of such a byte.
 
 #include <cinttypes>
 #include <cmath>
@@ -13,10 +14,18 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.hpp"
 #include "cpu/sweep.hpp"
+
+#if __has_include(<sanitizer/asan_interface.h>)
+#include <sanitizer/asan_interface.h>  // what it defines does nothing without AddressSanitizer
+#else
+#define ASAN_POISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(begin, bytes) ((void)(begin), (void)(bytes))
+#endif
 
 using namespace fused_penalties;
 
@@ -158,19 +167,44 @@ const char* name_of(ChangeKind kind) {
 struct Memory {
     unsigned char* const data = static_cast<unsigned char*>(std::aligned_alloc(64, kRoom));
     size_t used = 0;
+    std::vector<std::pair<size_t, size_t>> beside;  // from one byte up to another, of no buffer
 
+    Memory() = default;
+    Memory(const Memory&) = delete;
+    ~Memory() { free(data); }
+
+    void clear() {
+        used = 0;
+        beside.clear();
+    }
     Span add(Random& random, DType dtype, uint64_t count) {
-        const size_t at = used + size_t(random.between(0, 63)), end = at + size_t(count) * size_t(itemsize(dtype));
-        memset(data + used, 0xa5, at - used);
+        const size_t begin = used, at = begin + size_t(random.between(0, 63)),
+                     end = at + size_t(count) * size_t(itemsize(dtype));
+        memset(data + begin, 0xa5, at - begin);
         fill(random, dtype, data + at, count);
         used = end / 64 * 64 + 128;
         memset(data + end, 0xa5, used - end);
+        beside.insert(beside.end(), {{begin, at}, {end, used}});
         return {data + at, count, nullptr, 0, dtype, false};
     }
     void copy(const Memory& other) {
         used = other.used;
+        beside = other.beside;
         memcpy(data, other.data, used);
     }
+};
+
+// While it lives, a read or a write of bytes beside the buffers ends the program, if AddressSanitizer is there.
+class Guard {
+public:
+    explicit Guard(const Memory& memory) : memory_(memory) {
+        for (const auto& [begin, end] : memory.beside) ASAN_POISON_MEMORY_REGION(memory.data + begin, end - begin);
+    }
+    Guard(const Guard&) = delete;
+    ~Guard() { ASAN_UNPOISON_MEMORY_REGION(memory_.data, memory_.used); }
+
+private:
+    const Memory& memory_;
 };
 
 // What one body makes of a list: the limbs of every buffer and of their total, and the changed memory.
@@ -182,9 +216,10 @@ struct Result {
 class List {
 public:
     // Into memory that lists take in turn.
-    List(uint64_t number, Memory& weights, Memory& targets) : number_(number), targets_(targets) {
+    List(uint64_t number, Memory& weights, Memory& targets) : number_(number), weights_(weights), targets_(targets) {
         Random random(number);
-        weights.used = targets.used = 0;
+        weights.clear();
+        targets.clear();
         const ChangeKind kinds[] = {ChangeKind::gradient, ChangeKind::gradient, ChangeKind::proximal,
                                     ChangeKind::decay};
         kind_ = kinds[random.between(0, 3)];
@@ -211,6 +246,7 @@ public:
 
     void run(const Kernels& kernels, Result& result) const {
         result.changed.copy(targets_);
+        const Guard weights(weights_), changed(result.changed);
         std::vector<Span> places = places_;
         for (Span& place : places) place.data += result.changed.data - targets_.data;
         const Change change{kind_, places.data(), factors_.data()};
@@ -260,7 +296,7 @@ private:
     }
 
     uint64_t number_;
-    const Memory& targets_;
+    const Memory &weights_, &targets_;
     ChangeKind kind_;
     bool in_one_read_;                  // the sums and the gradient
     std::vector<Span> spans_, places_;  // the weights, and what changes: gradients, or a copy of the weights

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "bench"
+FOLDER = Path(__file__).parents[2] / "bench"
 SIZES = [0, 1, 7, 8, 255, 256, 300, 4096 + 33, (1 << 20) + 13]
 
 
