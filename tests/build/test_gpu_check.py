@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
+PARTS = ("gpu_check.py", "gpu_check_steps.py", "gpu_check_tests.py")
 CARD = "NVIDIA Stub 1"
 
 PROGRAMS = {
@@ -109,7 +110,7 @@ class Machine:
         self.programs, self.packages = folder / "programs", folder / "packages"
         for path in (self.root / "bench", self.root / "tests" / "cuda", self.wheels, self.programs):
             path.mkdir(parents=True)
-        for name in ("gpu_check.sh", "gpu_check.py", "gpu_check_tests.py", "gpu_watch.py"):
+        for name in ("gpu_check.sh", "gpu_watch.py", *PARTS):
             shutil.copy(BENCH / name, self.root / "bench")
         (self.root / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
         (self.root / "tests" / "conftest.py").write_text(CONFTEST)
@@ -127,7 +128,7 @@ class Machine:
         self.package("pip", "")
         self.build_does("pass")
         self.write_tests(GOOD_TESTS)
-        self.change("LEAST = 10.0", "LEAST = 1.0")
+        self.change("LEAST = 10.0", "LEAST = 1.0", "gpu_check_steps.py")
         patience = "PATIENCE, MORE_PATIENCE = "
         self.change(f"{patience}3.0, 20.0", f"{patience}0.5, 2.0", "gpu_check_tests.py")
 
