@@ -1,15 +1,15 @@
 // The vector body of canon.hpp's tree. Each instruction set's file includes it once, inside an anonymous
-// namespace and after the primitives that the body is written in, so that nothing compiled with that set's
-// flags has a name that the linker could hand to anybody else.
+// namespace and after the primitives that the body is written in. Of a function that several files define the linker
+// keeps one copy: if that were compiled with the flags of a newer set, older processors could not run it.
 //
 // A block is read as it lies in memory, strip after strip, row after row: one sequential stream, which every
 // processor's own prefetcher follows. A group is four registers of sums of magnitudes and four of sums of squares; with
 // enough registers there are two (kGroups). Where a row has more lanes than they hold, a strip is read in several
 // passes, each over its part of every row; all but the first find the strip's 2 KiB in cache.
 //
-// The primitives: Doubles, Floats and Words are one register of kDoubles doubles, of twice as many floats, of
-// four times as many 16-bit words. The body keeps them in plain variables, never in arrays or classes: a register
-// whose size the compiler does not know could not be put there. avx2.cpp shows what else is asked of them.
+// The primitives: DoubleVector, FloatVector and WordVector are one register of kDoubles doubles, of twice as many
+// floats, of four times as many 16-bit words. The body keeps them in plain variables, never in arrays or classes: a
+// register whose size the compiler does not know could not be put there. avx2.cpp shows what else is asked of them.
 
 #define FUSED_PENALTIES_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -31,11 +31,11 @@ constexpr int kWords = 4 * kDoubles;
 struct Float32 {
     using Element = float;
     using Real = double;
-    using Vector = Doubles;
+    using Vector = DoubleVector;
     static constexpr int kEach = kDoubles;
     static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector&) {
         x0 = widen_magnitude(p);
         x1 = widen_magnitude(p + kDoubles);
         x2 = widen_magnitude(p + 2 * kDoubles);
@@ -48,12 +48,12 @@ struct Float32 {
 struct Float64 {
     using Element = double;
     using Real = double;
-    using Vector = Doubles;
+    using Vector = DoubleVector;
     static constexpr int kEach = kDoubles;
-    static constexpr bool kHalf = kRowBytes / 8 == 2 * kEach;  // of a group holds a whole row: under AVX-512
+    static constexpr bool kHalf = kRowBytes / 8 == 2 * kEach;  // half a group is a whole row: under AVX-512
     static constexpr int kGroup = kHalf ? 2 * kEach : 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector&) {
         x0 = magnitude(load_doubles(p));
         x1 = magnitude(load_doubles(p + kDoubles));
         if (kHalf) return;
@@ -66,11 +66,11 @@ struct Float64 {
 struct Float16 {
     using Element = uint16_t;
     using Real = float;
-    using Vector = Floats;
+    using Vector = FloatVector;
     static constexpr int kEach = kFloats;
     static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 1;
-    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector&) {
         x0 = widen_half_magnitudes(p);
         x1 = widen_half_magnitudes(p + kFloats);
         x2 = widen_half_magnitudes(p + 2 * kFloats);
@@ -82,12 +82,12 @@ struct Float16 {
 struct BFloat16 {
     using Element = uint16_t;
     using Real = float;
-    using Vector = Floats;
+    using Vector = FloatVector;
     static constexpr int kEach = kFloats;
     static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 2;
-    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words& largest) {
-        const Words w0 = magnitude(load_words(p)), w1 = magnitude(load_words(p + kWords));
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector& largest) {
+        const WordVector w0 = magnitude(load_words(p)), w1 = magnitude(load_words(p + kWords));
         largest = maximum(largest, maximum(w0, w1));
         x0 = even_floats(w0);
         x1 = even_floats(w1);
@@ -100,13 +100,13 @@ struct BFloat16 {
 struct WideBFloat16 {
     using Element = uint16_t;
     using Real = double;
-    using Vector = Doubles;
+    using Vector = DoubleVector;
     static constexpr int kEach = kDoubles;
     static constexpr int kGroup = 4 * kEach;
     static constexpr int kOrders = 2;
-    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, Words&) {
-        const Words w = magnitude(load_words(p));
-        const Floats even = even_floats(w), odd = odd_floats(w);
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector&) {
+        const WordVector w = magnitude(load_words(p));
+        const FloatVector even = even_floats(w), odd = odd_floats(w);
         x0 = widen_low(even);
         x1 = widen_high(even);
         x2 = widen_low(odd);
@@ -115,10 +115,10 @@ struct WideBFloat16 {
     static Vector add_square(Vector s, Vector x) { return multiply_add(x, x, s); }
 };
 
-inline void store_lanes(float* to, Floats x) { store_floats(to, x); }
-inline void store_lanes(double* to, Doubles x) { store_doubles(to, x); }
-inline Doubles load_lanes(const float* from) { return widen(from); }
-inline Doubles load_lanes(const double* from) { return load_doubles(from); }
+inline void store_lanes(float* to, FloatVector x) { store_floats(to, x); }
+inline void store_lanes(double* to, DoubleVector x) { store_doubles(to, x); }
+inline DoubleVector load_lanes(const float* from) { return widen(from); }
+inline DoubleVector load_lanes(const double* from) { return load_doubles(from); }
 
 // Folds lanes by halves down to one.
 template <int kCount>
@@ -164,11 +164,11 @@ struct Lanes {
     }
 
     template <int kCount>
-    Doubles column(int i) const {
-        Doubles x = load_lanes(strips[0] + i);
+    DoubleVector column(int i) const {
+        DoubleVector x = load_lanes(strips[0] + i);
         if (kCount > 2) x = add(x, load_lanes(strips[2] + i));
         if (kCount == 1) return x;
-        Doubles y = load_lanes(strips[1] + i);
+        DoubleVector y = load_lanes(strips[1] + i);
         if (kCount > 3) y = add(y, load_lanes(strips[3] + i));
         return add(x, y);
     }
@@ -182,15 +182,15 @@ struct Block {
     static constexpr int kColumns = canon::columns<Type>;
     static constexpr int kStripElements = canon::strip_elements<Type>;
     static constexpr int kEach = Type::kEach;
-    static constexpr bool kFour = Type::kGroup == 4 * kEach;                    // registers, else two
-    static constexpr bool kTwo = kGroups == 2 && kColumns >= 2 * Type::kGroup;  // groups in a pass
+    static constexpr bool kFour = Type::kGroup == 4 * kEach;  // registers in a group for each of the two sums, else two
+    static constexpr bool kTwo = kGroups == 2 && kColumns >= 2 * Type::kGroup;  // groups in a pass, else one
     static constexpr int kPass = kTwo ? 2 * Type::kGroup : Type::kGroup;
 
     Lanes<typename Type::Real, kColumns, Type::kOrders> a, s;
 
     // Adds the elements of one group at `p` to its sums.
     static void add_group(const Element* p, Vector& a0, Vector& a1, Vector& a2, Vector& a3, Vector& s0, Vector& s1,
-                          Vector& s2, Vector& s3, Words& largest) {
+                          Vector& s2, Vector& s3, WordVector& largest) {
         Vector x0 = zero(Vector{}), x1 = x0, x2 = x0, x3 = x0;
         Type::load(p, x0, x1, x2, x3, largest);
         a0 = add(a0, x0);
@@ -221,11 +221,11 @@ struct Block {
     }
 
     // One pass over `rows` rows of a strip at `p`, and a last row at `last` if there is one.
-    void pass(int strip, int column, const Element* p, int rows, const Element* last, Words& largest_yet) {
+    void pass(int strip, int column, const Element* p, int rows, const Element* last, WordVector& largest_yet) {
         const Vector none = zero(Vector{});
         Vector a0 = none, a1 = none, a2 = none, a3 = none, s0 = none, s1 = none, s2 = none, s3 = none;
         Vector b0 = none, b1 = none, b2 = none, b3 = none, t0 = none, t1 = none, t2 = none, t3 = none;
-        Words largest = largest_yet;  // in a register
+        WordVector largest = largest_yet;  // a local copy, which the compiler keeps in a register
         const auto add_row = [&](const Element* row) {
             add_group(row + column, a0, a1, a2, a3, s0, s1, s2, s3, largest);
             if (kTwo) add_group(row + column + Type::kGroup, b0, b1, b2, b3, t0, t1, t2, t3, largest);
@@ -243,7 +243,7 @@ struct Block {
     // Reads no element that is not there: a row that ends early is read from a copy padded with zeros. Calls
     // after(first, count) for the elements of each strip when they are summed.
     template <class After>
-    BlockSums sums(const Element* p, int n, Words& largest, const After& after) {
+    BlockSums sums(const Element* p, int n, WordVector& largest, const After& after) {
         const Element* const first = p;
         int strip = 0;
         for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements) {
@@ -266,7 +266,7 @@ struct Block {
     }
 };
 
-inline unsigned largest_word(Words words) {
+inline unsigned largest_word(WordVector words) {
     int16_t w[kWords];
     memcpy(w, &words, sizeof w);
     int largest = 0;
@@ -274,11 +274,11 @@ inline unsigned largest_word(Words words) {
     return unsigned(largest);
 }
 
-// The sums of one block; `after` as above.
+// The sums of one block; `after` as in Block::sums.
 template <class Type, class After>
 inline BlockSums sums_of(const typename Type::Element* p, int n, const After& after) {
-    Words largest = zero(Words{});
-    Block<Type> block;  // not zeroed: what is not written is not read
+    WordVector largest = zero(WordVector{});
+    Block<Type> block;  // not zeroed, which would take time: lanes that are not written are not read
     const BlockSums sums = block.sums(p, n, largest, after);
     if constexpr (std::is_same<Type, BFloat16>::value)
         if (canon::needs_wide_lanes(largest_word(largest))) return sums_of<WideBFloat16>(p, n, [](int64_t, int) {});

@@ -23,8 +23,8 @@
 namespace fused_penalties {
 namespace {
 
-// How long a thread looks for what it waits for before it sleeps. Calls often follow one another within less, and the
-// last piece of a call takes less; to wake a thread takes about as long.
+// How long a waiting thread keeps looking before it sleeps: about as long as it takes to wake it. The next call, or the
+// end of the work that others still do, often comes sooner.
 constexpr std::chrono::microseconds kSpin{100};
 
 template <class Done>
@@ -37,7 +37,8 @@ void spin_until(const Done& done) {
     }
 }
 
-// Signals go to threads of the program, which they may have to wake. Faults stay with the thread that makes them.
+// Helpers are made while signals are blocked, and inherit that: a signal is for the program's own threads, one of which
+// may be waiting for it. Faults stay with the thread that makes them.
 class SignalsBlocked {
 #if !defined(_WIN32)
 public:
@@ -104,7 +105,7 @@ private:
     void help() {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            for (;;) {  // one that is woken too late is all the earlier for the next call
+            for (;;) {  // a helper that wakes when its call is over already waits for the next one
                 lock.unlock();
                 spin_until([&] { return wanted_ > 0; });
                 lock.lock();
@@ -136,11 +137,11 @@ private:
         if (job.running == 0) return;
         lock.unlock();
         spin_until([&] { return job.running == 0; });
-        lock.lock();  // also if it is 0: the helper that made it so has yet to notify, and then to let the lock go
+        lock.lock();  // even if it is 0: the helper that made it so may still be using the job, with the lock
         job.finished.wait(lock, [&] { return job.running == 0; });
     }
 
-    // True in a child process that was forked in the middle of the call: the helpers are not there to be waited for.
+    // True in a child process that was forked in the middle of the call: it has no helpers that would ever finish.
     bool left_behind() const;
 
     std::mutex mutex_;

@@ -25,8 +25,8 @@ constexpr uint64_t kBytesPerBuffer = 1 << 10;
 // one, and merging the buffers that its edges cut, is nothing.
 constexpr uint64_t kChunks = 128, kFewestBlocksPerChunk = 32, kMostBlocksPerChunk = 512;
 
-// A call asks whether it shall go on after so long, and again after as long. It looks at the clock after so many
-// blocks: a few milliseconds' work, so that it costs nothing, not even where blocks are tiny.
+// How long a call works before it runs its `check`, and again between two checks. It looks at the clock once in so many
+// blocks, a few milliseconds' work: to look at every block would cost time where blocks are tiny.
 constexpr std::chrono::milliseconds kBetweenChecks{50};
 constexpr uint64_t kBlocksBetweenLooks = 512;
 
@@ -37,7 +37,7 @@ struct Piece {
     bool whole;
 };
 
-// Calls a call's `check` when it is time.
+// Runs the `check` of one call whenever it is due.
 class Checks {
 public:
     explicit Checks(bool (*check)()) : check_(check) {}
@@ -66,13 +66,14 @@ private:
     Clock::time_point next_{};
 };
 
-// Runs a copy of `worker` on every thread until each piece of the line went to one of them; then the copies'
-// `finish` runs, one at a time. What `check` throws ends the work where it is.
+// Gives every thread a copy of `worker`. Each piece of the line goes to the `take` of one of them; then their `finish`
+// runs, one at a time. If `check` throws, the chunks that no thread has begun stay undone.
 template <class Worker>
-void share(const Work& work, const Worker& worker) {
+void run_workers(const Work& work, const Worker& worker) {
     const Line& line = work.line;
     std::atomic<uint64_t> next{0};
-    std::mutex finishing;  // a lock of this call's own: one of the process might be held forever after fork()
+    // This call's alone: after a fork() in another thread, a lock of the whole process might stay locked.
+    std::mutex finishing;
     const uint64_t step = line.blocks_per_chunk();
     const auto run = [&](bool calling) {
         const DefaultFloatEnvironment environment;
@@ -84,14 +85,14 @@ void share(const Work& work, const Worker& worker) {
             try {
                 checks.before(step);
             } catch (...) {
-                next = line.blocks();  // nobody takes any more
+                next = line.blocks();  // the other threads find nothing left
                 throw;
             }
             const uint64_t end = std::min(block + step, line.blocks());
             for (size_t i = line.buffer(block); block < end; ++i) {
                 const uint64_t begin = line.begin(i), stop = std::min(end, line.end(i));
                 if (block == stop) continue;  // an empty buffer
-                mine.piece({i, block - begin, stop - begin, block == begin && stop == line.end(i)});
+                mine.take({i, block - begin, stop - begin, block == begin && stop == line.end(i)});
                 block = stop;
             }
         }
@@ -103,7 +104,7 @@ void share(const Work& work, const Worker& worker) {
     run_together(threads, std::ref(run));
 }
 
-// Room for what a block's elements are computed in, as gradients may be.
+// The most bytes that a block's gradients take: they may be of the wider type that changes are computed in.
 constexpr int kMostTargetBytes = [] {
     int most = 0;
     each_type([&](auto type) {
@@ -149,7 +150,7 @@ public:
         const uint64_t each = uint64_t(block_elements(weights_.dtype));
         const uint64_t stop = std::min(end * each, weights_.count);
         const uint64_t size = uint64_t(itemsize(weights_.dtype)), target_size = uint64_t(itemsize(target_.dtype));
-        const bool own = !reads_weights(change_.kind);  // what is read changes itself
+        const bool own = !reads_weights(change_.kind);  // the weights themselves change
         if (in_place(weights_) && in_place(target_)) {
             for (uint64_t at = first * each; at < stop; at += each) {
                 const int n = int(std::min(each, stop - at));
@@ -229,7 +230,7 @@ void write_sums(const SumsOut& out, size_t i, ExactSums& sums) {
     }
 }
 
-// Every NaN is the same NaN.
+// A NaN may have any sign and payload; results have only this one.
 double canonical(double sum) { return std::isnan(sum) ? std::numeric_limits<double>::quiet_NaN() : sum; }
 
 class Summing {
@@ -237,9 +238,9 @@ public:
     Summing(const Work& work, const Change* change, const SumsOut& out, CutSums& cut)
         : work_(work), change_(change), out_(out), cut_(cut) {}
 
-    void piece(const Piece& piece) {
+    void take(const Piece& piece) {
         if (piece.whole && piece.end == 1 && out_.abs) {
-            // As most small buffers are. A single block's sums are rounded already.
+            // Most small buffers come here. The sums of a single block are doubles already: nothing is left to round.
             each_block(piece, [&](const BlockSums& block) {
                 if (out_.total) total_.add(block);
                 out_.abs[piece.buffer] = canonical(block.abs);
@@ -306,7 +307,7 @@ struct Changing {
     const Work& work;
     const Change& change;
 
-    void piece(const Piece& piece) {
+    void take(const Piece& piece) {
         const Changer changer(change, work.kernels, work.spans[piece.buffer], piece.buffer);
         if (!changer.idle()) changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
     }
@@ -348,10 +349,10 @@ void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, cons
     }
     if (out.limbs) std::fill_n(out.limbs, n * 2 * kLimbs, int64_t(0));
     CutSums cut_sums(work.line, cut);
-    share(work, Summing(work, change, out, cut_sums));
+    run_workers(work, Summing(work, change, out, cut_sums));
     cut_sums.each([&](size_t i, ExactSums& sums) { write_sums(out, i, sums); });
 }
 
-void change(const Work& work, const Change& change) { share(work, Changing{work, change}); }
+void change(const Work& work, const Change& change) { run_workers(work, Changing{work, change}); }
 
 }  // namespace fused_penalties

@@ -35,7 +35,7 @@ private:
     uint64_t blocks_per_chunk_ = 1;
 };
 
-// The number of threads that is worth it, at most `threads`, or default_threads() for 0.
+// How many threads save more time than they cost: at most `threads`, or default_threads() for 0.
 int threads_for(const Line& line, int threads);
 
 // What a call works on, with at most `threads` threads, or 0.

@@ -9,7 +9,7 @@ struct OneVector;
 template <>
 struct OneVector<Float32> {
     using Element = float;
-    using Vector = Floats;
+    using Vector = FloatVector;
     using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return load_floats(p); }
@@ -19,7 +19,7 @@ struct OneVector<Float32> {
 template <>
 struct OneVector<Float64> {
     using Element = double;
-    using Vector = Doubles;
+    using Vector = DoubleVector;
     using Real = double;
     static constexpr int kCount = kDoubles;
     static Vector load(const Element* p) { return load_doubles(p); }
@@ -29,7 +29,7 @@ struct OneVector<Float64> {
 template <>
 struct OneVector<Float16> {
     using Element = uint16_t;
-    using Vector = Floats;
+    using Vector = FloatVector;
     using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return widen_halves(p); }
@@ -39,7 +39,7 @@ struct OneVector<Float16> {
 template <>
 struct OneVector<BFloat16> {
     using Element = uint16_t;
-    using Vector = Floats;
+    using Vector = FloatVector;
     using Real = float;
     static constexpr int kCount = kFloats;
     static Vector load(const Element* p) { return widen_bfloats(p); }
@@ -89,8 +89,8 @@ struct Scale {
     Vector operator()(Vector w, Vector) const { return quiet(multiply(w, x)); }
 };
 
-// g[i] = change(w[i], g[i]) for n elements: whole vectors in place, the rest in copies padded with zeros. What has
-// no gradient is given the weights as both.
+// g[i] = change(w[i], g[i]) for n elements: whole vectors in place, the rest in copies padded with zeros. Changes
+// of the weights themselves get them as g too.
 template <class W, class G, class Change>
 inline void change_all(const typename W::Element* w, typename G::Element* g, uint64_t n, const Change& change) {
     constexpr uint64_t kStep = W::kCount;
