@@ -43,7 +43,7 @@ def resolve(
             [_rule(f"regularizer[{key!r}]", key, one) for key, one in pairs], items, names
         )
     if isinstance(regularizer, Sequence) and not isinstance(regularizer, str | bytes):
-        if any(map(_is_pair, regularizer)):
+        if any(isinstance(one, tuple) and not callable(one) for one in regularizer):
             return _first_that_holds(
                 [_rule_of_pair(f"regularizer[{k}]", pair) for k, pair in enumerate(regularizer)],
                 items,

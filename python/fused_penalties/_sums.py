@@ -257,9 +257,11 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
         KeyboardInterrupt: Ctrl-C in the middle of it, as what other signals' handlers raise, if
             this is the main thread and the weights are not on a GPU.
     """
+    if not isinstance(unique, bool | np.bool_):
+        raise TypeError(f"unique: got {unique!r}; wanted True or False")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums(*bind(items, names, single, threads=threads, unique=unique).sums(), names)
+    return Sums(*bind(items, names, single, threads=threads, unique=bool(unique)).sums(), names)
 
 
 def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums:

@@ -92,7 +92,7 @@ class Sum(Regularizer):
         return f"<{self.name}: sum of {list(self.members)}>" if self.members else f"<{self.name}>"
 
     def __call__(self, x: Array | Numbers) -> Scalar | None:
-        """The penalty of one buffer `x`, as a NumPy scalar, or None."""
+        """The penalty of one buffer `x`, as `penalty` gives it, or None."""
         parts = parts_of(self)
         return None if parts == _NO_PARTS else one_penalty(x, parts)
 
@@ -130,11 +130,12 @@ def l1_l2_regularizer(
     _refuse_integer(scale_l1, "scale_l1")
     _refuse_integer(scale_l2, "scale_l2")
     scope = scope or "l1_l2_regularizer"
-    if scale_l1 == 0.0:
-        return l2_regularizer(scale_l2, scope)
-    if scale_l2 == 0.0:
-        return l1_regularizer(scale_l1, scope)
-    return Sum([l1_regularizer(scale_l1), l2_regularizer(scale_l2)], scope)
+    l1, l2 = _float(scale_l1, "scale_l1"), _float(scale_l2, "scale_l2")
+    if l1 == 0.0:
+        return l2_regularizer(l2, scope)
+    if l2 == 0.0:
+        return l1_regularizer(l1, scope)
+    return Sum([l1_regularizer(l1), l2_regularizer(l2)], scope)
 
 
 def sum_regularizer(
@@ -144,8 +145,13 @@ def sum_regularizer(
 
     A member may be any function from an array to a scalar or None. TypeError for anything else.
     """
+    given: Any = regularizer_list
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            f"regularizer_list: got a {type(given).__name__}; wanted a sequence of regularizers"
+        )
     members = []
-    for position, member in enumerate(regularizer_list):
+    for position, member in enumerate(given):
         check(member, f"regularizer_list[{position}]")
         if member is not None:
             members.append(member)
@@ -156,8 +162,8 @@ def apply_regularization(regularizer: Regularizers, weights_list: Weights | None
     """The sum of `regularizer` over all weights, each read once: `penalty`, in contrib's words.
 
     `weights_list` is an array, a sequence or a mapping of arrays; `VariableStore` has a method of
-    this name that takes its collection of weights by default. The result is a NumPy scalar, float64
-    if a buffer is, else float32; a regularizer that returns None counts 0.0.
+    this name that takes its collection of weights by default. The result is that of `penalty`:
+    float64 if a buffer is, else float32; a regularizer that returns None counts 0.0.
 
     Warns (UserWarning) when it is given losses, whose penalty is hardly what was meant.
 
@@ -198,17 +204,24 @@ def _switched_off(name: str) -> Regularizer:
 
 def _scale(scale: Any, name: str, negative: str) -> float:
     _refuse_integer(scale, name)
-    if not hasattr(scale, "__float__"):
-        raise TypeError(f"{name}: got {scale!r}; wanted a float")
-    try:
-        value = float(scale)
-    except OverflowError:  # a fraction, say, which is no integer
-        value = math.inf
+    value = _float(scale, name)
     if value < 0.0:
         raise ValueError(negative.format(value))
     if not value < math.inf:
         raise ValueError(f"{name}: got {value}; wanted a finite number of at least 0")
     return value
+
+
+def _float(scale: Any, name: str) -> float:
+    wrong = f"{name}: got a {type(scale).__name__}; wanted a float"
+    if rank := np.ndim(scale):  # weights, where the regularizer was to be made first
+        raise TypeError(f"{wrong}, not an array of rank {rank}")
+    if not hasattr(scale, "__float__"):
+        raise TypeError(wrong)
+    try:
+        return float(scale)
+    except OverflowError:  # a fraction, say, which is no integer
+        return math.inf
 
 
 def _refuse_integer(scale: Any, name: str) -> None:

@@ -73,6 +73,8 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
     Raises:
         ValueError: no inputs (in TensorFlow's words), or one that is not a scalar.
     """
+    if not isinstance(inputs, Iterable):
+        raise TypeError(f"inputs: got a {type(inputs).__name__}; wanted a sequence of losses")
     inputs = list(inputs)
     if not inputs:
         raise ValueError(
@@ -93,6 +95,9 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
             raise ValueError(f"{label}: got an array of shape {np.shape(x)}; wanted a scalar")
         if not hasattr(x, "__float__"):
             raise TypeError(f"{label}: got a {type(x).__name__}; wanted a scalar")
-        found.append(float(x))
+        try:
+            found.append(float(x))
+        except OverflowError:
+            raise ValueError(f"{label}: got a number too large for a float64") from None
         wide = wide or (hasattr(x, "dtype") and _core.RESULT_IS_FLOAT64[with_dtype(x, label)[1]])
     return _core.scalar(_core.total(found), wide)

@@ -41,7 +41,8 @@ def penalty(weights: Weights, regularizer: Regularizers) -> Scalar:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.
         ValueError: a sequence of the wrong length, a rule that holds for no buffer or only where
             earlier ones do, rules for weights without names, a function that does not return a
-            scalar.
+            scalar, buffers to be read that are on several devices.
+        RuntimeError, KeyboardInterrupt: as `sums`.
     """
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights

@@ -11,7 +11,7 @@ from . import _core
 from ._bind import bind
 from ._evaluate import NOTHING, AllParts, Evaluation, Parts, evaluation_of, of_each, value, values
 from ._numbers import at_least_0, number
-from ._resolve import name_of, resolve
+from ._resolve import name_of, resolve, some_of
 from ._sums import Sums
 from ._weights import collect, is_weight, with_dtype
 from .regularizers import Regularizer, parts_of_each
@@ -42,8 +42,8 @@ class Plan:
     plan. It cannot know that a module has exchanged its parameters themselves for others
     (``load_state_dict(..., assign=True)``): make a new plan then.
 
-    With l1 and l2 the coefficients of a buffer's penalty l1 * sum(|w|) + l2 * sum(w**2), which has
-    **no factor 1/2** (`contrib.l2_regularizer(s)` has l2 = s / 2), rounded to the weight's dtype,
+    A buffer's penalty is l1 * sum(|w|) + l2 * sum(w**2), with **no factor 1/2**
+    (`contrib.l2_regularizer(s)` has l2 = s / 2) and with l1 and l2 rounded to the weight's dtype,
     float32 for 16-bit weights. Buffers whose coefficients are both zero are neither read nor
     written by anything but `sums`, the norms and `clip_grad_norm`.
 
@@ -468,17 +468,18 @@ class Plan:
         if tuple(grads) == self.names:
             return list(grads.values())
         by_name = {str(name): grad for name, grad in grads.items()}
+        trained = not all(map(_frozen, self._items))  # else it says nothing of one that it is not
         missing = [
-            f"{name} (frozen: {why})" if (why := _frozen(item)) else name
+            f"{name} (frozen: {why})" if trained and (why := _frozen(item)) else name
             for name, item, l1, l2 in zip(
                 self.names, self._items, applied.l1, applied.l2, strict=True
             )
             if (l1 or l2) and name not in by_name
         ]
         if missing:
-            raise ValueError(f"grads: nothing for the weights named {', '.join(missing)}")
+            raise ValueError(f"grads: nothing for the weights named {some_of(missing)}")
         if extra := by_name.keys() - set(self.names):
-            raise ValueError(f"grads: no weights are named {', '.join(sorted(extra))}")
+            raise ValueError(f"grads: no weights are named {some_of(sorted(extra))}")
         return [by_name.get(name) for name in self.names]
 
 

@@ -1,8 +1,9 @@
 """The regularizers of Keras 3, with its formulas, defaults, checks and messages; no Keras needed.
 
 The L2 penalty of Keras is l2 * sum(w**2): **no factor 1/2**. `fused_penalties.contrib` has the
-convention with the factor. A penalty is a NumPy scalar, float32 for float16, bfloat16 and float32
-weights and float64 for float64, and comes from one read of the weights.
+convention with the factor. A penalty is a NumPy scalar, or on a GPU an array of rank 0 there,
+float32 for float16, bfloat16 and float32 weights and float64 for float64, and comes from one read
+of the weights.
 
 Differences from Keras: NumPy scalars are accepted as factors, and the name "l1_l2" by `get`. A
 factor is a float64 and stays one for float64 weights, where Keras on TensorFlow makes it a float32
@@ -69,7 +70,7 @@ class Regularizer:
         return Parts(None, (self,)) if self.coefficients is None else Parts(self.coefficients, ())
 
     def __call__(self, x: Array | Numbers) -> Scalar | None:
-        """The penalty of one buffer `x`, as a NumPy scalar, or None for no penalty."""
+        """The penalty of one buffer `x`, as `penalty` gives it, or None for no penalty."""
         return 0.0 if self.coefficients is None else one_penalty(x, parts_of(self))
 
     def __repr__(self) -> str:
@@ -124,7 +125,7 @@ class _Linear(Regularizer):
     """One that has coefficients, and so a penalty of any buffer: never None."""
 
     def __call__(self, x: Array | Numbers) -> Scalar:
-        """The penalty of one buffer `x`, as a NumPy scalar."""
+        """The penalty of one buffer `x`, as `penalty` gives it."""
         value = one_penalty(x, parts_of(self))
         assert value is not None
         return value

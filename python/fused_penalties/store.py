@@ -103,8 +103,9 @@ class VariableStore:
         """A `Plan` of the variables with their `regularizers`, for a training loop.
 
         Its value is that of `get_regularization_loss` without the numbers, if there are any in the
-        collection (in the last digit too, unless a variable has several losses, whose strengths
-        are added first). Variables that are made later are not in it.
+        collection: to the last digit, unless a variable has several losses, whose strengths are
+        added first, or one without a loss is float64, as the plan's values are then. Variables that
+        are made later are not in it.
         """
         return Plan(self, threads=threads)
 

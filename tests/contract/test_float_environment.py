@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,9 @@ import float_environment
 import fused_penalties as fp
 import oracle
 import values
+from fused_penalties import contrib
+from fused_penalties.losses import Loss
+from fused_penalties.regularizers import L1, L1L2
 from oracle import hexes
 
 modes = pytest.mark.parametrize("mode", float_environment.MODES)
@@ -65,3 +71,41 @@ def test_same_bits_and_the_mode_stays(mode: str, threads: int, isa: str) -> None
     assert hexes(sums.square) == hexes(s for _, s in expected)
     assert hexes(totals) == hexes(expected_totals)
     assert hexes([*merged.abs, *merged.square]) == hexes(expected[0])
+
+
+ENTRIES: dict[str, Callable[[list[np.ndarray]], Any]] = {
+    "value": lambda w: fp.Plan(w, L1L2(0.3, 0.7)).value(),
+    "values": lambda w: fp.Plan(w, L1L2(0.3, 0.7)).values(),
+    "by functions": lambda w: fp.Plan(w, contrib.sum_regularizer([L1(0.3), zero])).value(),
+    "values by functions": lambda w: fp.Plan(w, contrib.sum_regularizer([L1(0.3), zero])).values(),
+    "named": lambda w: list(fp.Plan(dict(zip("abc", w, strict=True)), L1(0.3)).named().values()),
+    "l2_norm": lambda w: fp.Plan(w, None).l2_norm(),
+    "clip_grad_norm": lambda w: fp.Plan(w, None).clip_grad_norm([x.copy() for x in w], np.inf),
+    "penalty": lambda w: fp.penalty(w, L1L2(0.3, 0.7)),
+    "of float32": lambda w: fp.penalty(w[:1], L1(1.0)),
+    "one": lambda w: L1(1.0)(w[0]),
+    "add_n": lambda w: fp.add_n([Loss("l", w, [L1(0.3)] * 3), np.float32(1e-42)]),
+    "l2_loss": lambda w: fp.l2_loss(w[2]),
+    "partial sums": lambda w: fp.partial_sums(w).sums().square,
+}
+
+
+def zero(w: np.ndarray) -> float:
+    """A regularizer that has to be called."""
+    return 0.0
+
+
+@modes
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_number_is_the_same_and_the_mode_stays(entry: str, mode: str) -> None:
+    """Also where it is a subnormal float32, or ends in a root."""
+    small = np.array([3e-42, -1e-41], np.float32)
+    arrays = [small, np.full(3, 1e-160), values.make("normal", "float16", 99)]
+    call = ENTRIES[entry]
+    wanted = call(arrays)
+    with float_environment.hostile(mode) as control:
+        found = call(arrays)
+        after = float_environment.control()
+    assert after == control
+    assert type(found) is type(wanted)
+    assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()

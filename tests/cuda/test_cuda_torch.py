@@ -138,6 +138,29 @@ def test_work_is_on_torchs_stream_of_the_moment() -> None:
     twins.check()
 
 
+@pytest.mark.parametrize("call", ["add_grad", "value_and_grad", "clip_grad_norm", "prox"])
+def test_cupy_sees_what_was_written_into_its_arrays(call: str) -> None:
+    """And what it wrote before is seen: its stream comes before and after torch's."""
+    x, g = (values.make("normal", "float32", 9000, seed) for seed in (1, 2))
+    twins = Twins([x, x + 1, np.zeros_like(g), np.zeros_like(g)])
+    on_cpu = fp.Plan(twins.host[:2], L1L2(0.1, 0.3))
+    weights = [tensor_of(twins.gpu[0]), twins.gpu[1]]
+    grads = [tensor_of(twins.gpu[2]), twins.gpu[3]]
+    (cupys,), torchs = gpu.streams(1), torch.cuda.Stream()
+    cupy.cuda.Device().synchronize()
+    with cupys, torch.cuda.stream(torchs):
+        plan = fp.Plan(weights, L1L2(0.1, 0.3))
+        twins.gpu[3].set(g)
+        twins.host[3][:] = g
+        for one, given in ((plan, grads), (on_cpu, twins.host[2:])):
+            arguments = {"clip_grad_norm": (given, 1.0), "prox": (0.01,)}.get(call, (given,))
+            getattr(one, call)(*arguments)
+        for at in (1, 3):
+            assert twins.gpu[at].get().tobytes() == twins.host[at].tobytes()
+    torchs.synchronize()
+    twins.check()
+
+
 @gpu.emulation
 def test_nothing_is_waited_for() -> None:
     x = values.make("normal", "float32", 9000)

@@ -184,7 +184,7 @@ def test_a_negative_scale_is_shown_short(scale: float, shown: str) -> None:
 def test_what_is_no_number_is_no_scale(scale: object) -> None:
     with pytest.raises(TypeError, match=r"^scale: got .*; wanted a float"):
         contrib.l1_regularizer(scale)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^scale: got .*; wanted a float"):
+    with pytest.raises(TypeError, match=r"^scale_l2: got .*; wanted a float"):
         contrib.l1_l2_regularizer(0.5, scale)  # type: ignore[arg-type]
 
 

@@ -129,6 +129,43 @@ def test_buffers_with_coefficients_of_zero_are_not_read(passes: Passes) -> None:
     assert passes.bytes == W.nbytes
 
 
+class Untouchable:
+    """Has a dtype, as most arrays, and must not be asked for more."""
+
+    dtype = np.dtype(np.float64)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("__dlpack_device__", "__cuda_array_interface__"):
+            raise AttributeError(name)
+        raise AssertionError(f"asked for {name}")
+
+
+UNTOUCHED = {
+    "None": None,
+    "a word": "a word",
+    "masked": np.ma.masked_array([1.0], [True]),
+    "asked for nothing": Untouchable(),
+}
+
+
+@pytest.mark.parametrize("what", UNTOUCHED)
+def test_a_buffer_without_a_penalty_is_not_touched(what: str) -> None:
+    """But for its dtype, which the result's follows."""
+    untouched = UNTOUCHED[what]
+    value = penalty([untouched, W], [None, regularizers.L1(0.5)])
+    assert value == 5.0
+    assert (value.dtype == np.float64) == hasattr(untouched, "dtype")
+    assert penalty({"a": untouched, "b": W}, {"b": regularizers.L1(0.5)}) == 5.0
+    assert penalty([untouched], None) == 0.0
+
+
+def test_a_function_reads_its_array_for_itself() -> None:
+    class Own:
+        dtype, size = np.dtype(np.float64), 3
+
+    assert penalty([Own(), W], [lambda x: float(x.size), regularizers.L1(0.5)]) == 8.0
+
+
 @given(made_of=st.lists(st.tuples(buffers, choices), max_size=6))
 def test_values_of_any_mixture(made_of: list[Any]) -> None:
     arrays = [x for x, _ in made_of]
