@@ -18,10 +18,11 @@ namespace fused_penalties {
 
 // Each is of buffers with strengths l1 and l2, and takes one number. `decay` and `clip` share a formula, scale.
 enum class ChangeKind : uint8_t {
-    gradient,  // of the penalty, times `number`, the upstream gradient; added to gradients
-    proximal,  // a proximal step of the length `number`, of the weights
-    decay,     // a step of the length `number` down the l2 term's gradient, of the weights
-    clip,      // gradients times `number`, which is 1 unless they are too long
+    gradient,         // of the penalty, times `number`, the upstream gradient; added to gradients
+    stored_gradient,  // the same in the place of gradients, whatever they hold, as if added to +0
+    proximal,         // a proximal step of the length `number`, of the weights
+    decay,            // a step of the length `number` down the l2 term's gradient, of the weights
+    clip,             // gradients times `number`, which is 1 unless they are too long
 };
 
 // What a change computes with: made in float64 from the strengths and the number, then rounded to R by whoever uses it.
@@ -32,7 +33,8 @@ struct Factors {
 // True if it reads one buffer, the weights, and changes another. Else it changes what it reads.
 FUSED_PENALTIES_HD constexpr bool reads_weights(ChangeKind kind) {
     switch (kind) {
-        case ChangeKind::gradient: return true;
+        case ChangeKind::gradient:
+        case ChangeKind::stored_gradient: return true;
         case ChangeKind::proximal:
         case ChangeKind::decay:
         case ChangeKind::clip: return false;
@@ -41,11 +43,12 @@ FUSED_PENALTIES_HD constexpr bool reads_weights(ChangeKind kind) {
 }
 
 // False if it can change nothing in a buffer of these strengths, whatever the number is.
-constexpr bool concerns(ChangeKind kind, double l1, double l2) {
+FUSED_PENALTIES_HD constexpr bool concerns(ChangeKind kind, double l1, double l2) {
     switch (kind) {
         case ChangeKind::gradient:
         case ChangeKind::proximal: return l1 != 0 || l2 != 0;
         case ChangeKind::decay: return l2 != 0;
+        case ChangeKind::stored_gradient:
         case ChangeKind::clip: return true;
     }
     return true;
@@ -62,7 +65,8 @@ FUSED_PENALTIES_HD inline double clip_number(double norm, double max_norm) {
 
 FUSED_PENALTIES_HD inline Factors factors_of(ChangeKind kind, double l1, double l2, double number) {
     switch (kind) {
-        case ChangeKind::gradient: return {times(l1, number), times(l2, multiply(2.0, number))};
+        case ChangeKind::gradient:
+        case ChangeKind::stored_gradient: return {times(l1, number), times(l2, multiply(2.0, number))};
         // A step or rate of 0 changes nothing, also where a coefficient is too large for its dtype: 0 * inf would be
         // NaN.
         case ChangeKind::proximal:
@@ -81,10 +85,16 @@ FUSED_PENALTIES_HD inline bool rounds_to(DType dtype, double factor, double valu
     return computed_in_double(dtype) ? factor == value : float(factor) == float(value);
 }
 
+// True if the penalty has no gradient, whatever the weights are: NaN too.
+FUSED_PENALTIES_HD inline bool is_flat(DType dtype, Factors factors) {
+    return rounds_to(dtype, factors.x, 0) && rounds_to(dtype, factors.y, 0);
+}
+
 // True if every element would stay as it is.
 FUSED_PENALTIES_HD inline bool is_idle(ChangeKind kind, DType dtype, Factors factors) {
     switch (kind) {
-        case ChangeKind::gradient: return rounds_to(dtype, factors.x, 0) && rounds_to(dtype, factors.y, 0);
+        case ChangeKind::gradient: return is_flat(dtype, factors);
+        case ChangeKind::stored_gradient:
         case ChangeKind::proximal: return false;
         case ChangeKind::decay:
         case ChangeKind::clip: return rounds_to(dtype, factors.x, 1);
@@ -111,6 +121,12 @@ FUSED_PENALTIES_HD inline Real gradient(Real w, Real g, Real x, Real y) {
     if (x == 0) return quiet(add(g, u));
     const Real both = add(u, times_sign(x, w));
     return quiet(add(g, w == 0 ? u : both));
+}
+
+// What the gradient makes of a g that is +0, where both factors being zero leaves it: so it is never -0.
+template <class Real>
+FUSED_PENALTIES_HD inline Real stored_gradient(Real w, Real x, Real y) {
+    return x == 0 && y == 0 ? Real(0) : gradient(w, Real(0), x, y);
 }
 
 // sign(w)·max(|w| - x, 0) / y, where what the maximum cuts off is +0.

@@ -36,6 +36,8 @@ struct Kernels {
             void (*add)(const void* weights, void* grads, uint64_t count, Factors factors);
             // The same for one block of `count` > 0 elements, in the read in which its sums are taken.
             BlockSums (*sum_and_add)(const void* weights, void* grads, int count, Factors factors);
+            // stored_gradient over `count` contiguous elements. What the gradients hold is not used.
+            void (*store)(const void* weights, void* grads, uint64_t count, Factors factors);
         };
         ToGrads own, to_float32;  // of the weights' dtype; of float32, though the weights are narrower
         // The other formulas.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+import fused_penalties as fp
 import oracle
 
 # The dtypes of a weight and its gradient.
@@ -30,6 +32,15 @@ STRENGTHS = [
     (0.1, 1e-30, 1e-30),
     (0.1, 0.3, math.inf),
     (0.1, 0.3, math.nan),
+]
+
+# With which nothing has a gradient: no strengths, and products that are zero.
+FLAT = [
+    (0.0, 0.0, 1.0),
+    (0.0, 0.0, math.nan),
+    (0.1, 0.3, 0.0),
+    (0.3, 0.1, -0.0),
+    (0.1, 0.3, 1e-330),
 ]
 
 BACKWARDS = slice(None, None, -1)
@@ -64,3 +75,8 @@ PROXIMAL = [
 
 # (l2, rate)
 DECAY = [(0.3, 0.7), (0.5, 1.0), (1e-42, 1.0), (0.3, 0.0), (1e-9, 1e-9), (3e38, 1e-39)]
+
+
+def write_grad(plan: fp.Plan, grads: list[Any], upstream: float = 1.0) -> None:
+    """The gradient in the place of grads, for which plans have no method of users."""
+    plan._plan.write_grad(plan._applied.strengths.core, grads, upstream)

@@ -26,8 +26,9 @@ def gradient(
     """What g becomes."""
     with np.errstate(all="ignore"):
         R = real(w.dtype)
-        a = R(upstream * float(R(l1)))
-        b = R(2.0 * upstream * float(R(l2)))
+        c1, c2 = float(R(l1)), float(R(l2))
+        a = R(upstream * c1 if c1 else 0.0)
+        b = R(2.0 * upstream * c2 if c2 else 0.0)
         if a == 0 and b == 0:
             return g.copy()
         x = _in(R, w)
@@ -40,6 +41,13 @@ def gradient(
         else:
             u = np.where(x == 0, product, product + signed)
         return _stored(_in(R, g) + u, g.dtype)
+
+
+def stored_gradient(
+    w: np.ndarray, dtype: np.dtype, l1: float, l2: float, upstream: float = 1.0
+) -> np.ndarray:
+    """What is stored in the place of a g of this dtype: what a g of +0 becomes."""
+    return gradient(w, np.zeros(w.shape, dtype), l1, l2, upstream)
 
 
 def proximal(w: np.ndarray, l1: float, l2: float, step: float) -> np.ndarray:

@@ -203,6 +203,18 @@ public:
         });
     }
 
+    void write_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads, const py::object& uploaded,
+                    double upstream) {
+        check_own(strengths);
+        const cuda::Table there = grads.table.at(memory(uploaded, grads.table.bytes().size()));
+        with_grads(stream, grads, [&](const Queue& queue, bool captured) {
+            use(queue, captured, strengths);
+            cuda::launch(
+                queue, grads.table,
+                cuda::UpdateArguments{ChangeKind::stored_gradient, there, {}, coefficients_, upstream, nullptr});
+        });
+    }
+
     void value_and_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads,
                         const py::object& uploaded, double upstream, const py::object& value) {
         check_own(strengths);
@@ -472,6 +484,8 @@ void define_device_plan(py::module_& m) {
         .def("gradient_table", &DeviceCore::gradient_table, arg("strengths"), arg("grads"))
         .def("again", &DeviceCore::again, arg("known"), arg("strengths"), arg("grads"))
         .def("add_grad", &DeviceCore::add_grad, arg("stream"), arg("strengths"), arg("grads"), arg("uploaded"),
+             arg("upstream"))
+        .def("write_grad", &DeviceCore::write_grad, arg("stream"), arg("strengths"), arg("grads"), arg("uploaded"),
              arg("upstream"))
         .def("value_and_grad", &DeviceCore::value_and_grad, arg("stream"), arg("strengths"), arg("grads"),
              arg("uploaded"), arg("upstream"), arg("value"))

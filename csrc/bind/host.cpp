@@ -121,16 +121,22 @@ public:
     py::array values(const Strengths& strengths) { return weights_.rounded_each(terms(strengths)); }
 
     void add_grad(const Strengths& strengths, const py::object& grads, double upstream) {
-        with_gradients(strengths, grads, upstream,
+        with_gradients(strengths, grads, ChangeKind::gradient, upstream,
+                       [](const Work& work, Workspace&, const Change& gradient) { change(work, gradient); });
+    }
+
+    void write_grad(const Strengths& strengths, const py::object& grads, double upstream) {
+        with_gradients(strengths, grads, ChangeKind::stored_gradient, upstream,
                        [](const Work& work, Workspace&, const Change& gradient) { change(work, gradient); });
     }
 
     py::object value_and_grad(const Strengths& strengths, const py::object& grads, double upstream) {
         double value = 0;
-        with_gradients(strengths, grads, upstream, [&](const Work& work, Workspace& space, const Change& gradient) {
-            read_penalized(work, space, &gradient);
-            value = weighed(strengths, space, nullptr);
-        });
+        with_gradients(strengths, grads, ChangeKind::gradient, upstream,
+                       [&](const Work& work, Workspace& space, const Change& gradient) {
+                           read_penalized(work, space, &gradient);
+                           value = weighed(strengths, space, nullptr);
+                       });
         return numpy_scalar(value, weights_.wide());
     }
 
@@ -243,24 +249,30 @@ private:
         return weights_.shared(reaches) ? 1 : most;
     }
 
+    // Gradients that are added to are those of the buffers with a penalty; stored are all that are given.
     template <class Run>
-    void with_gradients(const Strengths& strengths, const py::object& grads, double upstream, const Run& run) {
+    void with_gradients(const Strengths& strengths, const py::object& grads, ChangeKind kind, double upstream,
+                        const Run& run) {
         check_own(strengths);
         Borrowed space(*this);
-        BoundGrads bound = weights_.bind(grads, strengths.penalized, false);
+        BoundGrads bound = weights_.bind(grads, strengths.penalized, kind == ChangeKind::stored_gradient);
         check_again_after(bound);
-        const int threads = safe_threads(strengths.line, bound.reaches);
+        const bool penalized = bound.buffers.size() == strengths.active.size();  // those, and no others
+        const Line others = penalized ? Line() : Line(bound.weights.data(), bound.weights.size());
+        const Line& line = penalized ? strengths.line : others;
+        const int threads = safe_threads(line, bound.reaches);
         const DefaultFloatEnvironment environment;
-        set_factors(*space, strengths, ChangeKind::gradient, upstream);
-        const Work work{bound.weights.data(), strengths.line, threads, active_kernels(), check_signals_in_change};
-        const Change gradient{ChangeKind::gradient, bound.grads.data(), space->factors.data()};
+        set_factors(*space, strengths, bound.buffers, kind, upstream);
+        const Work work{bound.weights.data(), line, threads, active_kernels(), check_signals_in_change};
+        const Change gradient{kind, bound.grads.data(), space->factors.data()};
         const Unlocked unlocked;
         run(work, *space, gradient);
     }
 
-    void set_factors(Workspace& space, const Strengths& strengths, ChangeKind kind, double number) const {
+    static void set_factors(Workspace& space, const Strengths& strengths, const std::vector<size_t>& buffers,
+                            ChangeKind kind, double number) {
         space.factors.clear();
-        for (size_t i : strengths.active)
+        for (size_t i : buffers)
             space.factors.push_back(canon::factors_of(kind, strengths.l1[i], strengths.l2[i], number));
     }
 
@@ -272,7 +284,7 @@ private:
         const Work work{strengths.spans.data(), strengths.line, threads, active_kernels(), check_signals_in_change};
         Borrowed space(*this);
         const DefaultFloatEnvironment environment;
-        set_factors(*space, strengths, kind, number);
+        set_factors(*space, strengths, strengths.active, kind, number);
         const Unlocked unlocked;
         change(work, {kind, strengths.spans.data(), space->factors.data()});
     }
@@ -322,6 +334,7 @@ void define_host_plan(py::module_& m) {
             },
             arg("values"))
         .def("add_grad", &HostPlan::add_grad, arg("strengths"), arg("grads"), arg("upstream"))
+        .def("write_grad", &HostPlan::write_grad, arg("strengths"), arg("grads"), arg("upstream"))
         .def("value_and_grad", &HostPlan::value_and_grad, arg("strengths"), arg("grads"), arg("upstream"))
         .def("prox", &HostPlan::prox, arg("strengths"), arg("step"))
         .def("decay", &HostPlan::decay, arg("strengths"), arg("rate"))

@@ -13,7 +13,8 @@ extern const Kernels kNeon;
 
 // `Kernels::of` in the file that says FUSED_PENALTIES_KERNELS, whose functions and types all are its own: it has to
 // have a type of each name in dtype.hpp's list.
-#define FUSED_PENALTIES_TO_GRADS(...) {add_gradient<__VA_ARGS__>, sums_and_gradient<__VA_ARGS__>}
+#define FUSED_PENALTIES_TO_GRADS(...) \
+    {differentiate<__VA_ARGS__, true>, sums_and_gradient<__VA_ARGS__>, differentiate<__VA_ARGS__, false>}
 #define FUSED_PENALTIES_KERNELS_OF(dtype, Type)                                                                        \
     {block_sums<Type>, FUSED_PENALTIES_TO_GRADS(Type, Type),                                                           \
      FUSED_PENALTIES_TO_GRADS(Type, std::conditional_t<canon::is_narrow<canon::Type>, Float32, Type>), proximal<Type>, \

@@ -32,19 +32,21 @@ void write_to(typename Type::Element* p, canon::Compute<Type> value) {
     memcpy(p, &element, sizeof element);
 }
 
-template <class W, class G>
-void add_gradient(const void* weights, void* grads, uint64_t count, Factors factors) {
+template <class W, class G, bool kAdded>
+void differentiate(const void* weights, void* grads, uint64_t count, Factors factors) {
     using Real = canon::Compute<W>;
     const Real x = Real(factors.x), y = Real(factors.y);
     const auto* w = static_cast<const typename W::Element*>(weights);
     auto* g = static_cast<typename G::Element*>(grads);
-    for (; count > 0; --count, ++w, ++g) write_to<G>(g, canon::gradient(value_at<W>(w), value_at<G>(g), x, y));
+    for (; count > 0; --count, ++w, ++g)
+        write_to<G>(g, kAdded ? canon::gradient(value_at<W>(w), value_at<G>(g), x, y)
+                              : canon::stored_gradient(value_at<W>(w), x, y));
 }
 
 template <class W, class G>
 BlockSums sums_and_gradient(const void* weights, void* grads, int n, Factors factors) {
     const BlockSums sums = canon::block_sums<W>(static_cast<const typename W::Element*>(weights), n);
-    add_gradient<W, G>(weights, grads, uint64_t(n), factors);
+    differentiate<W, G, true>(weights, grads, uint64_t(n), factors);
     return sums;
 }
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <mutex>
@@ -130,6 +131,23 @@ public:
     // True if every element would stay as it is.
     bool idle() const { return canon::is_idle(change_.kind, weights_.dtype, factors_); }
 
+    // True if every element becomes +0, whatever the weights are, which then need not be read.
+    bool clears() const {
+        return change_.kind == ChangeKind::stored_gradient && canon::is_flat(weights_.dtype, factors_);
+    }
+
+    void clear(uint64_t first, uint64_t end) const {
+        const uint64_t each = uint64_t(block_elements(weights_.dtype)), size = uint64_t(itemsize(target_.dtype));
+        const uint64_t stop = std::min(end * each, weights_.count);
+        if (in_place(target_)) {
+            memset(const_cast<unsigned char*>(target_.data) + first * each * size, 0, (stop - first * each) * size);
+            return;
+        }
+        Walk to(target_, first * each);
+        unsigned char zeros[kMostTargetBytes] = {};
+        for (uint64_t at = first * each; at < stop; at += each) to.scatter(zeros, int(std::min(each, stop - at)));
+    }
+
     // Adds the gradient of each block of [first, end) and calls visit(its sums), in one read. False, and nothing done,
     // if that cannot be: it is another change, or one of the two is not contiguous.
     template <class Visit>
@@ -165,7 +183,7 @@ public:
             const int n = int(std::min(each, stop - at));
             weights.gather(block, n);
             look(block, n);
-            if (!own) from.gather(target, n);
+            if (change_.kind == ChangeKind::gradient) from.gather(target, n);
             apply(block, own ? block : target, n);
             to.scatter(own ? block : target, n);
         }
@@ -181,6 +199,7 @@ private:
         const Kernels::OfDType& kernels = kernels_[weights_.dtype];
         switch (change_.kind) {
             case ChangeKind::gradient: return to_grads().add(weights, target, uint64_t(n), factors_);
+            case ChangeKind::stored_gradient: return to_grads().store(weights, target, uint64_t(n), factors_);
             case ChangeKind::proximal: return kernels.proximal(target, uint64_t(n), factors_);
             case ChangeKind::decay:
             case ChangeKind::clip: return kernels.scale(target, uint64_t(n), factors_);
@@ -309,6 +328,7 @@ struct Changing {
 
     void take(const Piece& piece) {
         const Changer changer(change, work.kernels, work.spans[piece.buffer], piece.buffer);
+        if (changer.clears()) return changer.clear(piece.first, piece.end);
         if (!changer.idle()) changer.each_block(piece.first, piece.end, [](const unsigned char*, int) {});
     }
     void finish() {}

@@ -57,11 +57,13 @@ inline Vector with_sign(Vector x, Vector w) {
     return bits_xor(x, bits_and(w, broadcast(Vector{}, -0.0)));
 }
 
-template <class Type, bool kL1, bool kL2>
+// Unless it is added to what there is, it is added to +0, which makes +0 of -0.
+template <class Type, bool kAdded, bool kL1, bool kL2>
 struct Gradient {
     using Vector = typename Type::Vector;
     Vector x, y;
     Vector operator()(Vector w, Vector g) const {
+        if (!kAdded) g = zero(g);
         const Vector product = multiply(y, w);
         if (!kL1) return quiet(add(g, product));
         const Vector signed_x = with_sign(x, w), nonzero = is_not_zero(w);
@@ -105,8 +107,8 @@ inline void change_all(const typename W::Element* w, typename G::Element* g, uin
     memcpy(g + i, last_g, (n - i) * sizeof last_g[0]);
 }
 
-template <class Weight, class Grad>
-void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors) {
+template <class Weight, class Grad, bool kAdded>
+void differentiate(const void* weights, void* grads, uint64_t n, Factors factors) {
     using W = OneVector<Weight>;
     using G = OneVector<Grad>;
     using Vector = typename W::Vector;
@@ -115,9 +117,10 @@ void add_gradient(const void* weights, void* grads, uint64_t n, Factors factors)
     auto* g = static_cast<typename G::Element*>(grads);
     const Vector x = broadcast(Vector{}, factors.x), y = broadcast(Vector{}, factors.y);
     const bool l1 = Real(factors.x) != 0, l2 = Real(factors.y) != 0;
-    if (l1 && l2) change_all<W, G>(w, g, n, Gradient<W, true, true>{x, y});
-    if (l1 && !l2) change_all<W, G>(w, g, n, Gradient<W, true, false>{x, y});
-    if (!l1 && l2) change_all<W, G>(w, g, n, Gradient<W, false, true>{x, y});
+    if (l1 && l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, true>{x, y});
+    if (l1 && !l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, false>{x, y});
+    if (!l1 && l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, false, true>{x, y});
+    if (!l1 && !l2 && !kAdded) memset(g, 0, n * sizeof *g);
 }
 
 // Strip by strip, so that weights and gradients come from memory together.
@@ -126,7 +129,7 @@ BlockSums sums_and_gradient(const void* weights, void* grads, int n, Factors fac
     const auto* w = static_cast<const typename Weight::Element*>(weights);
     auto* g = static_cast<typename Grad::Element*>(grads);
     return sums_of<Weight>(w, n, [&](int64_t first, int count) {
-        add_gradient<Weight, Grad>(w + first, g + first, uint64_t(count), factors);
+        differentiate<Weight, Grad, true>(w + first, g + first, uint64_t(count), factors);
     });
 }
 

@@ -1,5 +1,5 @@
 // The changes of ../changes.hpp in one block: the gradient, which is added in the same read that takes the block's
-// sums, and those that replace elements where they lie.
+// sums, and those that write each element without a look at what it was, or at nothing else.
 #pragma once
 
 #include "../changes.hpp"
@@ -82,18 +82,20 @@ FUSED_PENALTIES_DEVICE PerLane<double> differentiate(const Elements<typename Typ
     return fold<Type>(accumulators);
 }
 
-// Replaces every element of one block.
-template <class Type, class Change>
-FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elements, unsigned char* stage,
+// Makes every element of one block from that of another, or of the same.
+template <class Type, class Target, class Change>
+FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& from,
+                                    const Elements<typename Target::Element>& to, unsigned char* stage,
                                     const Change& change) {
     constexpr int own = kOwn<Type>;
     using Packed = Pack<typename Type::Element, own>;
-    const int n = elements.size();
+    const int n = from.size();
     const auto changed = [&](const Packed& pack) {
-        auto values = unpack<Type>(pack);
+        const auto values = unpack<Type>(pack);
+        Values<Target, own> results;
         FUSED_PENALTIES_UNROLLED
-        for (int k = 0; k < own; ++k) values.at[k] = change(values.at[k]);
-        return repack<Type>(values);
+        for (int k = 0; k < own; ++k) results.at[k] = change(values.at[k]);
+        return repack<Target>(results);
     };
     const auto replace_rows = [&](auto is_aligned) FUSED_PENALTIES_INLINE {
         constexpr bool aligned = decltype(is_aligned)::value;
@@ -102,24 +104,39 @@ FUSED_PENALTIES_DEVICE void replace(const Elements<typename Type::Element>& elem
         for (int row = 0; row < rows; row += kFewRows) {
             each_lane([&](int lane) {
                 Packed packs[kFewRows];
-                read_rows<Type, aligned>(elements, row, lane, packs);
+                read_rows<Type, aligned>(from, row, lane, packs);
                 FUSED_PENALTIES_UNROLLED
                 for (int r = 0; r < kFewRows; ++r) {
                     const int first = first_of<Type>(row + r, lane);
-                    if (first + own <= n) elements.template write<aligned>(first, changed(packs[r]));
+                    if (first + own <= n) to.template write<aligned>(first, changed(packs[r]));
                 }
             });
         }
     };
-    if (elements.aligned()) {
+    const bool contiguous = from.contiguous() && to.contiguous();
+    if (from.aligned() && to.aligned()) {
         replace_rows(std::true_type{});
-    } else if (elements.contiguous()) {
+    } else if (contiguous) {
         replace_rows(std::false_type{});
     }
-    each_left_over<Type>(n, elements.contiguous(), [&](int lane, int first) {
+    each_left_over<Type>(n, contiguous, [&](int lane, int first) {
         unsigned char* mine = stage + lane * kStage;
-        elements.scatter(first, changed(elements.template gather<own>(first, mine)), mine);
+        to.scatter(first, changed(from.template gather<own>(first, mine)), mine);
     });
+}
+
+// The gradient of one block, in the place of `grads`.
+template <class Type, class Target>
+FUSED_PENALTIES_DEVICE void store_gradient(const Elements<typename Type::Element>& weights,
+                                           const Elements<typename Target::Element>& grads, Factors factors,
+                                           unsigned char* stage) {
+    using Real = canon::Compute<Type>;
+    const Real x = Real(factors.x), y = Real(factors.y);
+    if (x == 0 && y == 0) {  // then there is no need to read weights
+        replace<Type, Target>(weights, grads, stage, [](Real) { return Real(0); });
+    } else {
+        replace<Type, Target>(weights, grads, stage, [&](Real w) { return canon::stored_gradient(w, x, y); });
+    }
 }
 
 }  // namespace cuda

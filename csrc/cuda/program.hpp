@@ -47,6 +47,16 @@ FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, WarpMemory& memor
           });
 }
 
+// Calls run(type, target) with the types of a buffer's weights and of its gradient.
+template <class Run>
+FUSED_PENALTIES_DEVICE void with_types(const Buffer& buffer, const Run& run) {
+    with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
+        if constexpr (canon::is_narrow<decltype(type)>)
+            if (buffer.target.dtype == DType::float32) return run(type, canon::Float32{});
+        run(type, type);
+    });
+}
+
 // Asks for elements [first, end) of a buffer, if they are contiguous, to be brought to the GPU's second cache.
 FUSED_PENALTIES_DEVICE void prefetch_elements(const Place& place, uint64_t first, uint64_t end) {
     constexpr uint64_t kSector = 32;  // the least that is brought
@@ -83,17 +93,12 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, WarpMem
                   }
                   PerLane<double> sums;
                   bool wide = false;
-                  const auto run = [&](auto type, auto target) FUSED_PENALTIES_INLINE {
+                  with_types(buffer, [&](auto type, auto target) FUSED_PENALTIES_INLINE {
                       using Type = decltype(type);
                       using Target = decltype(target);
                       const Elements<typename Type::Element> weights(buffer.weights, table.axes, first, n);
                       const Elements<typename Target::Element> grads(buffer.target, table.axes, first, n);
                       sums = differentiate<Type, Target>(weights, grads, factors, idle, memory.stage, wide);
-                  };
-                  with_type(dtype, [&](auto type) FUSED_PENALTIES_INLINE {
-                      if constexpr (canon::is_narrow<decltype(type)>)
-                          if (buffer.target.dtype == DType::float32) return run(type, canon::Float32{});
-                      run(type, type);
                   });
                   if (!arguments.sum) return;
                   partial.add(wide ? wide_tree(table, buffer, first, n, memory.stage) : sums);
@@ -101,7 +106,7 @@ FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, WarpMem
           });
 }
 
-// A change of the targets alone.
+// A change that takes no sums.
 FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned char* stage, uint32_t warp,
                                    uint32_t warps) {
     const Table& table = arguments.table;
@@ -110,27 +115,39 @@ FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned ch
     if (kind == ChangeKind::clip && number == 1) return;
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
+              if (!buffer.target.data) return;  // a gradient that is not there
               double l1 = 0, l2 = 0;
               if (arguments.coefficients.l1) {
                   l1 = arguments.coefficients.l1[i];
                   l2 = arguments.coefficients.l2[i];
-                  if (l1 == 0 && l2 == 0) return;
               }
+              if (!concerns(kind, l1, l2)) return;
               const Factors factors = canon::factors_of(kind, l1, l2, number);
               if (canon::is_idle(kind, buffer.weights.dtype, factors)) return;
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
+                  if (kind == ChangeKind::stored_gradient)
+                      return with_types(buffer, [&](auto type, auto target) FUSED_PENALTIES_INLINE {
+                          using Type = decltype(type);
+                          using Target = decltype(target);
+                          const Elements<typename Type::Element> weights(buffer.weights, table.axes, first, n);
+                          const Elements<typename Target::Element> grads(buffer.target, table.axes, first, n);
+                          store_gradient<Type, Target>(weights, grads, factors, stage);
+                      });
                   with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
                       using Type = decltype(type);
                       using Real = canon::Compute<Type>;
                       const Real x = Real(factors.x), y = Real(factors.y);
                       const Elements<typename Type::Element> elements(buffer.target, table.axes, first, n);
+                      const auto change = [&](const auto& formula) FUSED_PENALTIES_INLINE {
+                          replace<Type, Type>(elements, elements, stage, formula);
+                      };
                       switch (kind) {
-                          case ChangeKind::gradient: return;  // has a kernel of its own
-                          case ChangeKind::proximal:
-                              return replace<Type>(elements, stage, [&](Real w) { return canon::proximal(w, x, y); });
+                          case ChangeKind::gradient:         // has a kernel of its own
+                          case ChangeKind::stored_gradient:  // reads weights
+                              return;
+                          case ChangeKind::proximal: return change([&](Real w) { return canon::proximal(w, x, y); });
                           case ChangeKind::decay:
-                          case ChangeKind::clip:
-                              return replace<Type>(elements, stage, [&](Real w) { return canon::scale(w, x); });
+                          case ChangeKind::clip: return change([&](Real w) { return canon::scale(w, x); });
                       }
                   });
               });

@@ -62,6 +62,13 @@ class BoundPlan(Protocol):
         """What `values` gave, one by one, each with the dtype that it has alone."""
 
     def add_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None: ...
+    def write_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
+        """Makes of all grads that are given what `add_grad` makes of zeros.
+
+        What they hold is not read, and where there is no gradient they get +0. Of grads that share
+        memory the last one stays there.
+        """
+
     def value_and_grad(self, strengths: Any, grads: list[Any], upstream: float) -> Scalar: ...
     def prox(self, strengths: Any, step: float) -> None: ...
     def decay(self, strengths: Any, rate: float) -> None: ...

@@ -157,6 +157,12 @@ class DevicePlan:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
             self._core.add_grad(stream, strengths, found, *uploaded.memory, upstream)
 
+    def write_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
+        found = self._find(strengths, grads)
+        with self._beside_others() as stream:
+            uploaded = self._uploaded(found, grads, stream, workspaces=False)
+            self._core.write_grad(stream, strengths, found, *uploaded.memory, upstream)
+
     def value_and_grad(self, strengths: Any, grads: list[Any], upstream: float) -> Any:
         found = self._find(strengths, grads)
         with self._beside_others() as stream:

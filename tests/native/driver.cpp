@@ -50,9 +50,15 @@ void print_changes(const std::vector<Span>& spans) {
     const struct {
         ChangeKind kind;
         Factors factors;
-    } changes[] = {{ChangeKind::gradient, {0.1, 0.3}}, {ChangeKind::gradient, {-0.1, 0}},
-                   {ChangeKind::gradient, {0, 0.3}},   {ChangeKind::proximal, {0.25, 1.5}},
-                   {ChangeKind::proximal, {0, 1}},     {ChangeKind::decay, {0.7, 0}}};
+    } changes[] = {{ChangeKind::gradient, {0.1, 0.3}},
+                   {ChangeKind::gradient, {-0.1, 0}},
+                   {ChangeKind::gradient, {0, 0.3}},
+                   {ChangeKind::stored_gradient, {0.1, 0.3}},
+                   {ChangeKind::stored_gradient, {-0.1, 0}},
+                   {ChangeKind::stored_gradient, {0, 0.3}},
+                   {ChangeKind::proximal, {0.25, 1.5}},
+                   {ChangeKind::proximal, {0, 1}},
+                   {ChangeKind::decay, {0.7, 0}}};
     for (const auto& each : changes) {
         std::vector<std::vector<unsigned char>> memory;
         std::vector<Span> targets;

@@ -54,8 +54,9 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
     FORMULA(quotient, Type, canon::quiet(w / y))                                                                    \
     extern "C" __global__ void replace_##Type(const __grid_constant__ Block block, canon::Compute<canon::Type> x) { \
         __shared__ WarpMemory memory;                                                                               \
-        replace<canon::Type>(block.elements<canon::Type>(), memory.stage,                                           \
-                             [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });                    \
+        const auto elements = block.elements<canon::Type>();                                                        \
+        replace<canon::Type, canon::Type>(elements, elements, memory.stage,                                         \
+                                          [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });       \
     }
 
 #define PARTS(dtype, Type)    \

@@ -145,7 +145,8 @@ double any_factor(Random& random) {
 Factors any_factors(Random& random, ChangeKind kind) {
     const double x = any_factor(random), y = any_factor(random), sign = random.one_in(2) ? -1 : 1;
     switch (kind) {
-        case ChangeKind::gradient: return {sign * x, random.one_in(2) ? y : -y};
+        case ChangeKind::gradient:
+        case ChangeKind::stored_gradient: return {sign * x, random.one_in(2) ? y : -y};
         case ChangeKind::proximal: return {x, 1 + y};
         case ChangeKind::decay:
         case ChangeKind::clip: return {random.one_in(8) ? 1 : sign * x, 0};
@@ -156,6 +157,7 @@ Factors any_factors(Random& random, ChangeKind kind) {
 const char* name_of(ChangeKind kind) {
     switch (kind) {
         case ChangeKind::gradient: return "gradient";
+        case ChangeKind::stored_gradient: return "stored gradient";
         case ChangeKind::proximal: return "proximal";
         case ChangeKind::decay: return "decay";
         case ChangeKind::clip: return "clip";
@@ -220,9 +222,9 @@ public:
         Random random(number);
         weights.clear();
         targets.clear();
-        const ChangeKind kinds[] = {ChangeKind::gradient, ChangeKind::gradient, ChangeKind::proximal,
-                                    ChangeKind::decay};
-        kind_ = kinds[random.between(0, 3)];
+        const ChangeKind kinds[] = {ChangeKind::gradient, ChangeKind::gradient, ChangeKind::stored_gradient,
+                                    ChangeKind::proximal, ChangeKind::decay};
+        kind_ = kinds[random.between(0, 4)];
         in_one_read_ = random.one_in(2);
         for (int left = random.between(1, 4); left > 0; --left) {
             const DType dtype = DType(random.between(0, kDTypes - 1));

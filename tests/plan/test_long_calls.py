@@ -126,6 +126,22 @@ def test_ctrl_c_in_a_change_on_several_threads(threads: int) -> None:
 
 
 @both
+def test_ctrl_c_while_gradients_are_stored(threads: int) -> None:
+    """The same, though none is read."""
+    code = f"""
+    w, g = np.ones(1 << 27, np.float16), np.full(1 << 27, 7.0, np.float16)
+    plan = fp.Plan(w, regularizers.L1(0.5), threads={threads})
+    strengths = plan._applied.strengths.core
+    error = interrupt(lambda: plan._plan.write_grad(strengths, [g], 1.0), lambda: g[0] != 7.0)
+    assert "half done" in str(error), error
+    blocks = g.reshape(-1, 4096)
+    assert (blocks == blocks[:, :1]).all()
+    assert set(np.unique(blocks[:, 0]).tolist()) == {{0.5, 7.0}}
+    """
+    fresh.output(BEGIN + code, FUSED_PENALTIES_ISA="scalar")
+
+
+@both
 def test_what_a_handler_raises_keeps_its_type_and_arguments(threads: int) -> None:
     code = f"""
     class Enough(Exception):

@@ -18,7 +18,7 @@ import values
 from fused_penalties import regularizers
 from layouts import LAYOUTS, cube
 from oracle import hexes
-from plan_cases import GRAD_LAYOUTS, PAIRS, STRENGTHS
+from plan_cases import FLAT, GRAD_LAYOUTS, PAIRS, STRENGTHS, write_grad
 from plan_oracle import bits, same_bits
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
@@ -31,7 +31,7 @@ def assert_gradients(
     strength: tuple[float, float, float] = (0.1, 0.3, -0.7),
     threads: int | None = None,
 ) -> None:
-    """add_grad and value_and_grad, both like the oracle; the value is like `value`."""
+    """add_grad, value_and_grad and write_grad like the oracle; the value is like `value`."""
     l1, l2, upstream = strength
     wanted = [
         plan_oracle.gradient(w, g, l1, l2, upstream) for w, g in zip(weights, grads, strict=True)
@@ -45,6 +45,14 @@ def assert_gradients(
         g[...] = old
     value = plan.value_and_grad(grads, upstream)
     _assert_same(grads, wanted, weights)
+    for g, old in zip(grads, kept, strict=True):
+        g[...] = old
+    write_grad(plan, grads, upstream)
+    stored = [
+        plan_oracle.stored_gradient(w, g.dtype, l1, l2, upstream)
+        for w, g in zip(weights, grads, strict=True)
+    ]
+    _assert_same(grads, stored, weights)
     assert type(value) is type(plan.value())
     assert hexes([float(value)]) == hexes([float(plan.value())])
     assert all(np.array_equal(bits(w), b) for w, b in zip(weights, before, strict=True))
@@ -65,7 +73,7 @@ def _assert_same(
 
 
 @pairs
-@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("strength", [*STRENGTHS, *FLAT])
 @pytest.mark.usefixtures("isa")
 def test_strengths(dtype: str, grad_dtype: str, strength: tuple[float, float, float]) -> None:
     w, g = values.assorted(dtype, 20_000, 1), values.assorted(grad_dtype, 20_000, 2)
@@ -209,10 +217,14 @@ def test_any_number_of_threads() -> None:
     weights += [weights[0][::-3], weights[1][: 700 * 700].reshape(700, 700).T]
     kept = [values.make("normal", w.dtype.name, w.size, 2).reshape(w.shape) for w in weights]
     wanted = [plan_oracle.gradient(w, g, 0.1, 0.3) for w, g in zip(weights, kept, strict=True)]
+    stored = [plan_oracle.stored_gradient(w, w.dtype, 0.1, 0.3) for w in weights]
     found = set()
     for threads in (None, *range(1, 9)):
         grads = [g.copy() for g in kept]
         plan = fp.Plan(weights, L1L2(0.1, 0.3), threads=threads)
+        write_grad(plan, grads)
+        _assert_same(grads, stored, weights)
+        grads = [g.copy() for g in kept]
         found.add(float(plan.value_and_grad(grads)).hex())
         _assert_same(grads, wanted, weights)
         found.add(float(plan.value()).hex())
@@ -229,16 +241,22 @@ def test_hostile_modes(mode: str, threads: int) -> None:
     kept += [g[1::2] for g in kept]
     strength = (0.1, 1e-39, 0.7)
     wanted = [plan_oracle.gradient(w, g, *strength) for w, g in zip(weights, kept, strict=True)]
+    stored = [
+        plan_oracle.stored_gradient(w, g.dtype, *strength)
+        for w, g in zip(weights, kept, strict=True)
+    ]
     plan = fp.Plan(weights, L1L2(*strength[:2]), threads=threads)
     usual = plan.value()
-    grads, more = [g.copy() for g in kept], [g.copy() for g in kept]
+    grads, more, written = ([g.copy() for g in kept] for _ in range(3))
     with float_environment.hostile(mode) as control:
         plan.add_grad(grads, strength[2])
         value = plan.value_and_grad(more, strength[2])
+        write_grad(plan, written, strength[2])
         after = float_environment.control()
     assert after == control
     _assert_same(grads, wanted, weights)
     _assert_same(more, wanted, weights)
+    _assert_same(written, stored, weights)
     assert hexes([float(value)]) == hexes([float(usual)])
 
 

@@ -189,7 +189,7 @@ void replaced(size_t n) {
     const int kind = int(any(3));
     const uint64_t first = any_first<Type>();
     Placed<Type> weights(values, typename Placed<Type>::Kind(kind), first);
-    replace<Type>(weights.block(), stage, change);
+    replace<Type, Type>(weights.block(), weights.block(), stage, change);
     const std::string what = describe<Type>(n, kind, first);
     for (size_t i = 0; i < n; ++i) {
         const auto wanted = written<Type>(change(Real(Type::read(values[i])))), got = weights.get(i);
