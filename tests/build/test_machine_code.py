@@ -37,6 +37,12 @@ BLOCKS = {
     "differentiate_BFloat16_Float32": ("FADD FMUL", "FFMA DMUL DFMA"),
     "differentiate_Float32_Float32": ("FADD FMUL DADD DFMA", "FFMA"),
     "differentiate_Float64_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
+    "store_Float16_Float16": ("FADD FMUL", "FFMA DADD DMUL DFMA"),
+    "store_Float16_Float32": ("FADD FMUL", "FFMA DADD DMUL DFMA"),
+    "store_BFloat16_BFloat16": ("FADD FMUL", "FFMA DADD DMUL DFMA"),
+    "store_BFloat16_Float32": ("FADD FMUL", "FFMA DADD DMUL DFMA"),
+    "store_Float32_Float32": ("FADD FMUL", "FFMA DADD DMUL DFMA"),
+    "store_Float64_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
     "replace_Float16": ("FMUL", "FADD FFMA DADD DMUL DFMA"),
     "replace_BFloat16": ("FMUL", "FADD FFMA DADD DMUL DFMA"),
     "replace_Float32": ("FMUL", "FADD FFMA DADD DMUL DFMA"),
@@ -58,6 +64,12 @@ TOGETHER = {
     "differentiate_BFloat16_Float32": (2 + 2 * 2, 2 * 8 + 2 * 8),
     "differentiate_Float32_Float32": (4 + 4, 4 * 4 + 4 * 4),
     "differentiate_Float64_Float64": (4 + 4, 4 * 2 + 4 * 2),
+    "store_Float16_Float16": (4, 4 * 8),
+    "store_Float16_Float32": (4, 4 * 8),
+    "store_BFloat16_BFloat16": (4, 4 * 8),
+    "store_BFloat16_Float32": (4, 4 * 8),
+    "store_Float32_Float32": (4, 4 * 4),
+    "store_Float64_Float64": (4, 4 * 2),
     "replace_Float16": (4, 4 * 8),
     "replace_BFloat16": (4, 4 * 8),
     "replace_Float32": (4, 4 * 4),
@@ -68,8 +80,10 @@ REGISTERS = 128
 IN_FLOAT32 = ["Float16", "BFloat16", "Float32"]
 FORMULAS = {
     **{f"gradient_{dtype}": ("FADD FMUL", "FFMA DADD DMUL DFMA") for dtype in IN_FLOAT32},
+    **{f"stored_{dtype}": ("FADD FMUL", "FFMA DADD DMUL DFMA") for dtype in IN_FLOAT32},
     **{f"scale_{dtype}": ("FMUL", "FADD FFMA DADD DMUL DFMA") for dtype in IN_FLOAT32},
     "gradient_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
+    "stored_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
     "scale_Float64": ("DMUL", "FADD FMUL FFMA DADD DFMA"),
 }
 DIVISIONS = {f"{name}_{dtype}" for name in ("proximal", "quotient") for dtype in IN_FLOAT32}

@@ -15,6 +15,7 @@ import oracle
 import values
 from fused_penalties import regularizers
 from gpu import Twins, cupy
+from plan_cases import write_grad
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 
@@ -62,6 +63,7 @@ CALLS: dict[str, Callable[[fp.Plan, list[Any]], Any]] = {
     "value_and_grad": lambda plan, grads: plan.value_and_grad(grads, -0.5),
     "clip_grad_norm": lambda plan, grads: plan.clip_grad_norm(grads, 1.5),
     "add_grad": lambda plan, grads: plan.add_grad(grads, 0.25),
+    "write_grad": lambda plan, grads: write_grad(plan, grads, 0.25),
     "prox": lambda plan, grads: plan.prox(0.1),
     "decay": lambda plan, grads: plan.decay(0.1),
     "set_regularizer": lambda plan, grads: plan.set_regularizer(some(len(plan))[::-1]),

@@ -17,7 +17,7 @@ import values
 from fused_penalties import contrib, regularizers
 from gpu import Twins, assert_same, cupy
 from layouts import LAYOUTS, cube
-from plan_cases import DECAY, GRAD_LAYOUTS, PAIRS, PROXIMAL, STRENGTHS
+from plan_cases import DECAY, FLAT, GRAD_LAYOUTS, PAIRS, PROXIMAL, STRENGTHS, write_grad
 from plan_oracle import same_bits
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
@@ -38,6 +38,10 @@ def value_and_grad(upstream: Any) -> Change:
     return lambda plan, grads: plan.value_and_grad(grads, upstream)
 
 
+def stored(upstream: float) -> Change:
+    return lambda plan, grads: write_grad(plan, grads, upstream)
+
+
 def prox(step: float) -> Change:
     return lambda plan, grads: plan.prox(step)
 
@@ -53,6 +57,7 @@ def clip(max_norm: float) -> Change:
 CHANGES: dict[str, Change] = {
     "add_grad": add_grad(-0.7),
     "value_and_grad": value_and_grad(0.3),
+    "write_grad": stored(0.5),
     "prox": prox(0.7),
     "decay": decay(0.7),
     "clip_grad_norm": clip(1.5),
@@ -90,7 +95,7 @@ def assert_same_arrays(got: Sequence[Any], wanted: Sequence[np.ndarray]) -> None
 
 
 @pairs
-@pytest.mark.parametrize("strength", [*STRENGTHS, (0.1, 0.3, 0.0), (0.3, 0.1, 1e-60)])
+@pytest.mark.parametrize("strength", [*STRENGTHS, *FLAT, (0.3, 0.1, 1e-60)])
 def test_gradients(dtype: str, grad_dtype: str, strength: tuple[float, float, float]) -> None:
     """Also an upstream of 0, one that rounds to 0, infinities and NaN, and the oracle's word."""
     l1, l2, upstream = strength
@@ -104,6 +109,9 @@ def test_gradients(dtype: str, grad_dtype: str, strength: tuple[float, float, fl
     )
     wanted = plan_oracle.gradient(w, g, l1, l2, upstream)
     assert_same_arrays(made[:1], [plan_oracle.gradient(w, wanted, l1, l2, upstream)])
+    _, made = assert_like_cpu([w, w[3:]], [g, g[3:].copy()], L1L2(l1, l2), stored(upstream))
+    wanted = plan_oracle.stored_gradient(w, g.dtype, l1, l2, upstream)
+    assert_same_arrays(made, [wanted, wanted[3:]])
 
 
 @dtypes
@@ -152,6 +160,22 @@ def test_every_16_bit_gradient(dtype: str, strength: tuple[float, float, float])
         plan_oracle.gradient(x, g, l1, l2, upstream) for x, g in zip(weights, grads, strict=True)
     ]
     assert_same_arrays(made, wanted)
+    _, made = assert_like_cpu(weights, grads, L1L2(l1, l2), stored(upstream))
+    wanted = [
+        plan_oracle.stored_gradient(x, g.dtype, l1, l2, upstream)
+        for x, g in zip(weights, grads, strict=True)
+    ]
+    assert_same_arrays(made, wanted)
+
+
+def test_grads_without_a_gradient_are_zero() -> None:
+    """Of buffers without a penalty, or none of whose products are other than zero; NaN too."""
+    for step in (1, 2):
+        w = [np.full(9001, np.nan, oracle.DTYPES[dtype])[::step] for dtype, _ in PAIRS] * 2
+        g = [np.full(9001, -1.5, oracle.DTYPES[dtype])[::step] for _, dtype in PAIRS] * 2
+        each = [None] * len(PAIRS) + [L1(1e-300), L2(1e-300)] * (len(PAIRS) // 2)
+        _, made = assert_like_cpu(w, g, each, stored(1e-100))
+        assert not any(plan_oracle.bits(x).any() for x in made)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -208,7 +232,8 @@ def test_layouts_of_gradients(dtype: str, grad_dtype: str, layout: str) -> None:
     for g in grads:
         g[...] = values.assorted(grad_dtype, w.size, 3).reshape(w.shape)
     x = values.make("normal", "float64", 1)  # the others may be empty
-    calls = CHANGES["add_grad"], CHANGES["value_and_grad"], CHANGES["clip_grad_norm"]
+    calls = [CHANGES[name] for name in ("add_grad", "value_and_grad", "clip_grad_norm")]
+    calls.append(CHANGES["write_grad"])
     assert_like_cpu([x, *[w] * len(grads)], [x.copy(), *grads], L1L2(0.1, 0.3), *calls)
 
 
@@ -337,7 +362,7 @@ def test_tied_weights(change: str) -> None:
 def test_a_gradient_in_the_place_of_another_weight() -> None:
     memory = values.make("normal", "float32", 60_000)
     g = np.zeros(30_000, np.float32)
-    for call in (CHANGES["add_grad"], CHANGES["value_and_grad"]):
+    for call in (CHANGES["add_grad"], CHANGES["value_and_grad"], CHANGES["write_grad"]):
         made, grads = assert_like_cpu(
             [memory[:30_000], memory[30_000:]], [memory[30_000:], g], L1L2(0.1, 0.3), call
         )

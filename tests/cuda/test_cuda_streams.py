@@ -19,6 +19,7 @@ from capsules import Framework, OnlyInterface
 from fused_penalties import regularizers
 from gpu import Twins, assert_same, assert_same_sums, cupy
 from gpu_calls import CALLS, READS, Case, arrays, assert_not_there_yet, blocked, some
+from plan_cases import write_grad
 
 L1, L2, L1L2 = regularizers.L1, regularizers.L2, regularizers.L1L2
 pytestmark = gpu.marks
@@ -176,6 +177,7 @@ def test_two_kernels_for_any_list(name: str) -> None:
     if name != "tied":
         assert gpu.launches(lambda: plan.value_and_grad(grads)) <= 2
         assert gpu.launches(lambda: plan.add_grad(grads)) == 1
+        assert gpu.launches(lambda: write_grad(plan, grads)) == 1
         assert gpu.launches(lambda: plan.prox(0.1)) == 1
         assert gpu.launches(lambda: plan.decay(0.1)) == 1
 

@@ -39,6 +39,14 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
         keep(to, sums, wide);                                                                                      \
     }
 
+#define STORE_GRADIENT(Type, Target)                                                                                 \
+    extern "C" __global__ void store_##Type##_##Target(const __grid_constant__ Block weights,                        \
+                                                       const __grid_constant__ Block grads, Factors factors) {       \
+        __shared__ WarpMemory memory;                                                                                \
+        store_gradient<canon::Type, canon::Target>(weights.elements<canon::Type>(), grads.elements<canon::Target>(), \
+                                                   factors, memory.stage);                                           \
+    }
+
 // The formulas alone, one element to a thread. `quotient` is the division of `proximal` and nothing else.
 #define FORMULA(name, Type, formula)                                                                         \
     extern "C" __global__ void name##_##Type(const canon::Type::Element* from, canon::Type::Element* to,     \
@@ -49,6 +57,7 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
     }
 #define FORMULAS(Type)                                                                                              \
     FORMULA(gradient, Type, canon::gradient(w, g, x, y))                                                            \
+    FORMULA(stored, Type, canon::stored_gradient(w, x, y))                                                          \
     FORMULA(scale, Type, canon::scale(w, x))                                                                        \
     FORMULA(proximal, Type, canon::proximal(w, x, y))                                                               \
     FORMULA(quotient, Type, canon::quiet(w / y))                                                                    \
@@ -59,14 +68,17 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
                                           [&](canon::Compute<canon::Type> w) { return canon::scale(w, x); });       \
     }
 
-#define PARTS(dtype, Type)    \
-    SUMS(Type)                \
-    DIFFERENTIATE(Type, Type) \
+#define PARTS(dtype, Type)     \
+    SUMS(Type)                 \
+    DIFFERENTIATE(Type, Type)  \
+    STORE_GRADIENT(Type, Type) \
     FORMULAS(Type)
 FUSED_PENALTIES_DTYPES(PARTS)
 SUMS(WideBFloat16)
 DIFFERENTIATE(Float16, Float32)
 DIFFERENTIATE(BFloat16, Float32)
+STORE_GRADIENT(Float16, Float32)
+STORE_GRADIENT(BFloat16, Float32)
 
 }  // namespace cuda
 }  // namespace fused_penalties

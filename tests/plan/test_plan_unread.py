@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 
 import fresh
 import fused_penalties as fp
-import oracle
+
+# Where the code below finds the tests' modules.
+PATH = os.pathsep.join(sys.path)
 
 GUARDED = """
     import ctypes, mmap
@@ -16,6 +19,7 @@ GUARDED = """
     import fused_penalties as fp
     from fused_penalties import contrib
     from fused_penalties.regularizers import L1, L2, L1L2
+    from plan_cases import write_grad
 
     memory = mmap.mmap(-1, 8 * mmap.PAGESIZE)
     hidden = np.frombuffer(memory, np.float32)
@@ -39,6 +43,17 @@ USES = {
     "set_regularizer": "plan.set_regularizer([*off, L2(0.5)]); assert plan.value() == 6.0",
     "add_grad": "plan.add_grad(grads); assert g.tolist() == [1.5] * 3",
     "value_and_grad": "assert plan.value_and_grad(grads) == 6.0; assert g.tolist() == [1.5] * 3",
+    "write_grad": "write_grad(plan, [None] * 4 + [g]); assert g.tolist() == [1.5] * 3",
+    "write_grad of nothing": (
+        "given = [np.full(2000, np.nan, np.float32) for _ in off]; "
+        "write_grad(plan, [*given, g]); assert g.tolist() == [1.5] * 3; "
+        "assert not np.array(given).any()"
+    ),
+    "write_grad of nothing, strided": (
+        "given = [np.full(4000, np.nan, np.float32)[::2] for _ in off]; "
+        "write_grad(plan, [*given, g], 0.0); assert g.tolist() == [0] * 3; "
+        "assert not np.array(given).any()"
+    ),
     "prox": "plan.prox(1.0); assert w.tolist() == [1.0] * 3",
     "decay": "plan.decay(0.5); assert w.tolist() == [1.5] * 3",
     "decay of L1": "plan.set_regularizer([L1(0.5)] * 4 + [L2(0.5)]); plan.decay(0.5)",
@@ -55,13 +70,13 @@ needs_mprotect = pytest.mark.skipif(
 @needs_mprotect
 @pytest.mark.parametrize("use", USES)
 def test_buffers_without_a_penalty_are_not_read(use: str) -> None:
-    fresh.output(f"{GUARDED}    {USES[use]}\n")
+    fresh.output(f"{GUARDED}    {USES[use]}\n", PYTHONPATH=PATH)
 
 
 @needs_mprotect
 def test_the_memory_is_guarded() -> None:
     """Could it be read, the test above would show nothing."""
-    assert fresh.run(f"{GUARDED}    plan.sums()\n").returncode < 0
+    assert fresh.run(f"{GUARDED}    plan.sums()\n", PYTHONPATH=PATH).returncode < 0
 
 
 EDGES = """
@@ -70,6 +85,7 @@ EDGES = """
     import fused_penalties as fp
     import oracle, plan_oracle, values
     from fused_penalties.regularizers import L1L2
+    from plan_cases import write_grad
 
     fp._core.use_isa(isa)
     page = mmap.PAGESIZE
@@ -99,6 +115,9 @@ EDGES = """
                 plan.value_and_grad(to, -2.0)
                 wanted = plan_oracle.gradient(w, g, l1, l2, -2.0)
                 assert plan_oracle.same_bits(to, wanted), (dtype, length, "gradient")
+                write_grad(plan, [to], -2.0)
+                wanted = plan_oracle.stored_gradient(w, g.dtype, l1, l2, -2.0)
+                assert plan_oracle.same_bits(to, wanted), (dtype, length, "stored gradient")
                 plan.prox(step)
                 wanted = plan_oracle.proximal(w, l1, l2, step)
                 assert plan_oracle.same_bits(at, wanted), (dtype, length, "prox")
@@ -116,5 +135,4 @@ EDGES = """
 @needs_mprotect
 @pytest.mark.parametrize("isa", fp._core.supported_isas())
 def test_edges_of_memory(isa: str) -> None:
-    tests = oracle.__file__.rpartition("/")[0]
-    assert fresh.output(f"    isa = {isa!r}\n{EDGES}", PYTHONPATH=tests) == "all"
+    assert fresh.output(f"    isa = {isa!r}\n{EDGES}", PYTHONPATH=PATH) == "all"

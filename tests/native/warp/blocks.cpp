@@ -179,6 +179,30 @@ void gradients_of(size_t n) {
     CHECK(targets.rest_unchanged() && weights.rest_unchanged(), "%s", what.c_str());
 }
 
+template <class Type, class Target>
+void stored_gradients_of(size_t n) {
+    using Real = canon::Compute<Type>;
+    const auto values = elements<Type>(n);
+    const Factors factors{any_factor(), any_factor()};
+    const int kind = int(any(3)), other = int(any(3));
+    const uint64_t first = any_first<Type>();
+    Placed<Type> weights(values, typename Placed<Type>::Kind(kind), first);
+    Placed<Target> targets(elements<Target>(n), typename Placed<Target>::Kind(other), first);
+    store_gradient<Type, Target>(weights.block(), targets.block(), factors, stage);
+    const std::string what = describe<Type>(n, kind, first) + ", target " + std::to_string(int(Target::dtype)) +
+                             ", kind " + std::to_string(other) + ", stored, factors " + std::to_string(factors.x) +
+                             " and " + std::to_string(factors.y);
+    for (size_t i = 0; i < n; ++i) {
+        const Real w = Real(Type::read(values[i]));
+        const auto wanted = written<Target>(canon::stored_gradient(w, Real(factors.x), Real(factors.y)));
+        const auto got = targets.get(i);
+        CHECK(memcmp(&got, &wanted, sizeof got) == 0, "%s, element %zu", what.c_str(), i);
+        const auto weight = weights.get(i);
+        CHECK(memcmp(&weight, &values[i], sizeof weight) == 0, "%s, weight %zu", what.c_str(), i);
+    }
+    CHECK(targets.rest_unchanged() && weights.rest_unchanged(), "%s", what.c_str());
+}
+
 template <class Type>
 void replaced(size_t n) {
     using Real = canon::Compute<Type>;
@@ -205,7 +229,11 @@ void changes_of() {
         const size_t near = any(3) == 0 ? block : row * (1 + any(64)) + 2 - any(5);
         const size_t n = std::min(any(2) ? near : 1 + any(block), block);
         gradients_of<Type, Type>(n);
-        if constexpr (canon::is_narrow<Type>) gradients_of<Type, canon::Float32>(n);
+        stored_gradients_of<Type, Type>(n);
+        if constexpr (canon::is_narrow<Type>) {
+            gradients_of<Type, canon::Float32>(n);
+            stored_gradients_of<Type, canon::Float32>(n);
+        }
         replaced<Type>(n);
     }
 }
