@@ -79,4 +79,4 @@ DECAY = [(0.3, 0.7), (0.5, 1.0), (1e-42, 1.0), (0.3, 0.0), (1e-9, 1e-9), (3e38, 
 
 def write_grad(plan: fp.Plan, grads: list[Any], upstream: float = 1.0) -> None:
     """The gradient in the place of grads, for which plans have no method of users."""
-    plan._plan.write_grad(plan._applied.strengths.core, grads, upstream)
+    plan._plan.write_grad(plan._applied.evaluation.strengths, grads, upstream)

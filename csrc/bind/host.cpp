@@ -301,6 +301,8 @@ py::object make_host_plan(BoundWeights weights, int threads) {
     return py::cast(std::make_unique<HostPlan>(std::move(weights), threads));
 }
 
+py::tuple sums_on_host(BoundWeights weights, int threads) { return HostPlan(std::move(weights), threads).sums(); }
+
 void define_host_plan(py::module_& m) {
     using py::arg;
     py::class_<Strengths>(m, "Strengths")

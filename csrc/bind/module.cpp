@@ -20,16 +20,33 @@ namespace {
 using Doubles = py::array_t<double>;
 using Limbs = py::array_t<int64_t, py::array::c_style>;  // of no other dtype, which would be rounded
 
+// The plan of weights on a GPU; null for those on the CPU, which are left alone.
+py::object device_plan(BoundWeights& weights) {
+#if defined(FUSED_PENALTIES_CUDA)
+    if (weights.items().device() >= 0) return make_device_plan(std::move(weights));
+#endif
+    (void)weights;
+    return {};
+}
+
 // The one way in: any weights as the plan that their memory asks for.
 py::object bind(const py::object& items, const py::object& names, bool single, const py::object& threads, bool keep,
                 bool unique, bool wide) {
     const int at_most = checked_threads(threads);
     BoundWeights weights(items, names, single, keep, wide);
     if (unique) weights.drop_repeats();
-#if defined(FUSED_PENALTIES_CUDA)
-    if (weights.items().device() >= 0) return make_device_plan(std::move(weights));
-#endif
+    if (const py::object plan = device_plan(weights)) return plan;
     return make_host_plan(std::move(weights), at_most);
+}
+
+// bind(...).sums() for weights on the CPU, without a Python object for the plan, which would cost as much as 16 KB of
+// weights in cache; for others their plan.
+py::object sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
+    const int at_most = checked_threads(threads);
+    BoundWeights weights(items, names, single, false, false);
+    if (unique) weights.drop_repeats();
+    if (const py::object plan = device_plan(weights)) return plan;
+    return sums_on_host(std::move(weights), at_most);
 }
 
 // Of one array; errors begin with the label.
@@ -142,6 +159,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     m.def("bind", &bind, arg("items"), arg("names"), arg("single"), arg("threads"), arg("keep"), arg("unique"),
           arg("wide"));
+    m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));

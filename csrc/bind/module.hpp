@@ -9,6 +9,7 @@ class BoundWeights;
 
 void define_host_plan(pybind11::module_& m);
 pybind11::object make_host_plan(BoundWeights weights, int threads);
+pybind11::tuple sums_on_host(BoundWeights weights, int threads);
 
 // With CUDA only.
 void define_device_plan(pybind11::module_& m);

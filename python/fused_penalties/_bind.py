@@ -79,7 +79,6 @@ def bind(
     items: Sequence[Any],
     names: Sequence[str] | None = None,
     single: bool = False,
-    *,
     threads: Any = None,
     keep: bool = False,
     unique: bool = False,
@@ -94,3 +93,15 @@ def bind(
     """
     core = _core.bind(items, names, single, threads, keep, unique, wide)
     return core if type(core) is _core.HostPlan else DevicePlan(core, items)
+
+
+def sums_of(
+    items: Sequence[Any],
+    names: Sequence[str] | None,
+    single: bool,
+    threads: Any,
+    unique: bool,
+) -> tuple[Vector, Vector, Scalar, Scalar, NDArray[np.int64]]:
+    """`bind(...).sums()` with one call into the core where that is enough: on the CPU."""
+    found = _core.sums(items, names, single, threads, unique)
+    return found if isinstance(found, tuple) else DevicePlan(found, items).sums()

@@ -38,6 +38,11 @@ def bind(
     unique: bool,
     wide: bool,
 ) -> HostPlan | DeviceCore: ...
+def sums(
+    items: Sequence[Any], names: Sequence[Any] | None, single: bool, threads: Any, unique: bool
+) -> (
+    tuple[NDArray[np.float64], NDArray[np.float64], float, float, NDArray[np.int64]] | DeviceCore
+): ...
 
 class Strengths:
     @property

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, _memory
-from ._bind import bind
+from ._bind import bind, sums_of
 from ._resolve import some_of
 from ._weights import collect
 from .typing import Scalar, Vector, Weights
@@ -257,11 +257,12 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
         KeyboardInterrupt: Ctrl-C in the middle of it, as what other signals' handlers raise, if
             this is the main thread and the weights are not on a GPU.
     """
-    if not isinstance(unique, bool | np.bool_):
-        raise TypeError(f"unique: got {unique!r}; wanted True or False")
+    flag: Any = unique
+    if flag is not True and flag is not False and not isinstance(flag, np.bool_):
+        raise TypeError(f"unique: got {flag!r}; wanted True or False")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums(*bind(items, names, single, threads=threads, unique=bool(unique)).sums(), names)
+    return Sums(*sums_of(items, names, single, threads, bool(unique)), names)
 
 
 def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums:

@@ -131,7 +131,7 @@ def test_ctrl_c_while_gradients_are_stored(threads: int) -> None:
     code = f"""
     w, g = np.ones(1 << 27, np.float16), np.full(1 << 27, 7.0, np.float16)
     plan = fp.Plan(w, regularizers.L1(0.5), threads={threads})
-    strengths = plan._applied.strengths.core
+    strengths = plan._applied.evaluation.strengths
     error = interrupt(lambda: plan._plan.write_grad(strengths, [g], 1.0), lambda: g[0] != 7.0)
     assert "half done" in str(error), error
     blocks = g.reshape(-1, 4096)

@@ -131,7 +131,7 @@ def test_strengths_of_another_plan() -> None:
     plan, other = fp.Plan([W], L1(0.5)), fp.Plan([W], L1(0.5))
     g = W.copy()
     with pytest.raises(ValueError, match=r"^strengths: these are another plan's$"):
-        plan._plan.write_grad(other._applied.strengths.core, [g], 1.0)
+        plan._plan.write_grad(other._applied.evaluation.strengths, [g], 1.0)
     assert np.array_equal(g, W)
 
 
