@@ -123,7 +123,7 @@ FUSED_PENALTIES_HD inline Real gradient(Real w, Real g, Real x, Real y) {
     return quiet(add(g, w == 0 ? u : both));
 }
 
-// What the gradient makes of a g that is +0, where both factors being zero leaves it: so it is never -0.
+// What the gradient makes of a g that is +0. With two factors of zero that is +0 again, whatever w is; it is never -0.
 template <class Real>
 FUSED_PENALTIES_HD inline Real stored_gradient(Real w, Real x, Real y) {
     return x == 0 && y == 0 ? Real(0) : gradient(w, Real(0), x, y);

@@ -1,5 +1,5 @@
 // The changes of ../changes.hpp in one block: the gradient, which is added in the same read that takes the block's
-// sums, and those that write each element without a look at what it was, or at nothing else.
+// sums, and those that make each element of one other: the stored gradient of a weight, the rest of what was there.
 #pragma once
 
 #include "../changes.hpp"
