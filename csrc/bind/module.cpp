@@ -11,7 +11,9 @@
 #include "bound.hpp"
 #include "cpu/dispatch.hpp"
 #include "cpu/pool.hpp"
+#include "facts.hpp"
 #include "results.hpp"
+#include "tensors.hpp"
 #include "threads.hpp"
 
 namespace fused_penalties {
@@ -55,6 +57,29 @@ std::string dtype_of(const py::object& array, const std::string& label) {
     const Items items(label.c_str(), py::make_tuple(array), py::none(), true, Use::read,
                       [&](const Items&, size_t, const View& view) { name = name_of(view.dtype); });
     return name;
+}
+
+// Where tensors are, and what they are there: while their memory is kept, the same bytes mean the same elements. None if
+// one has no table that could be asked.
+py::object place_of(const py::list& tensors) {
+    std::vector<int64_t> facts;
+    const auto take = [&](int64_t fact) { facts.push_back(fact); };
+    PyTypeObject* type = nullptr;
+    const dlpack::ExchangeApi* api = nullptr;
+    for (const py::handle item : tensors) {
+        if (Py_TYPE(item.ptr()) != type) {
+            type = Py_TYPE(item.ptr());
+            api = exchange_api(type);
+        }
+        dlpack::Tensor tensor;
+        if (!api || api->tensor_from_object(item.ptr(), &tensor) != 0) {
+            PyErr_Clear();
+            return py::none();
+        }
+        take(int64_t(tensor.device.type) << 32 | uint32_t(tensor.device.id));
+        tensor_facts(tensor, take);
+    }
+    return py::bytes(reinterpret_cast<const char*>(facts.data()), facts.size() * sizeof facts[0]);
 }
 
 // Calls visit(row, accumulator) for each row of limbs (n, 2, kLimbs), whose shape is checked here: an array's can be
@@ -161,6 +186,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           arg("wide"));
     m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
+    m.def("place_of", &place_of, arg("tensors"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));
     m.def("sums_of_limbs", &sums_of_limbs, arg("limbs"));
 

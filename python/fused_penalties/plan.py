@@ -217,15 +217,8 @@ class Plan:
         Errors as for the plan itself, TypeError for a schedule that cannot be called; the plan then
         stays as it was.
         """
-        if step is not None:
-            if isinstance(regularizer, Regularizer) or not callable(regularizer):
-                raise TypeError(
-                    f"regularizer: got a {type(regularizer).__name__} beside a step; wanted a "
-                    "schedule, a callable of the step that returns a regularizer"
-                )
-            schedule: Callable[[Any], Any] = regularizer
-            regularizer = schedule(step)
-        regularizers = resolve(regularizer, self._items, self.names)
+        found = regularizer if step is None else at_step(regularizer, step)
+        regularizers = resolve(found, self._items, self.names)
         self._applied = self._apply(regularizers, parts_of_each(regularizers))
 
     def sums(self) -> Sums:
@@ -481,6 +474,16 @@ class Plan:
         if extra := by_name.keys() - set(self.names):
             raise ValueError(f"grads: no weights are named {some_of(sorted(extra))}")
         return [by_name.get(name) for name in self.names]
+
+
+def at_step(schedule: Any, step: Any) -> Any:
+    """What a schedule gives for a step. TypeError if it is a regularizer, which may be callable."""
+    if not callable(schedule) or isinstance(schedule, Regularizer):
+        raise TypeError(
+            f"regularizer: got a {type(schedule).__name__} beside a step; wanted a "
+            "schedule, a callable of the step that returns a regularizer"
+        )
+    return schedule(step)
 
 
 def _frozen(item: Any) -> str:

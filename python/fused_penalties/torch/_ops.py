@@ -1,0 +1,171 @@
+"""The penalty of a list of tensors as one operation of torch's, with its derivatives.
+
+Two operators are registered: the value, and the gradient of each tensor. Neither knows of autograd;
+`fused_penalty` is what autograd sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from ._plans import Bound, tensor_of, with_bound
+
+WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Kept by the module: operators are gone with their library. One coefficient in a list is that of
+# all tensors; there is no factor 1/2.
+_library = torch.library.Library("fused_penalties", "DEF")
+_library.define("value(Tensor[] weights, float[] l1, float[] l2) -> Tensor")
+_library.define("gradient(Tensor[] weights, Tensor upstream, float[] l1, float[] l2) -> Tensor[]")
+
+
+def _value(weights: list[Any], l1: list[float], l2: list[float]) -> Any:
+    def value(bound: Bound) -> Any:
+        return tensor_of(bound.plan.value(bound.strengths(l1, l2)), bound.plan.wide)
+
+    return with_bound(weights, value)
+
+
+def _gradient(weights: list[Any], upstream: Any, l1: list[float], l2: list[float]) -> list[Any]:
+    factor = float(upstream)
+    grads = [torch.empty_like(weight) for weight in weights]
+    with_bound(weights, lambda bound: bound.plan.write_grad(bound.strengths(l1, l2), grads, factor))
+    return grads
+
+
+for _device in "CPU", "CUDA":
+    _library.impl("value", _value, _device)
+    _library.impl("gradient", _gradient, _device)
+
+
+def _fake_value(weights: list[Any], l1: Any, l2: Any) -> Any:
+    return weights[0].new_empty((), dtype=result_dtype(weights))
+
+
+def _fake_gradient(
+    weights: list[Any], upstream: Any, l1: list[float], l2: list[float]
+) -> list[Any]:
+    return [torch.empty_like(weight) for weight in weights]
+
+
+torch.library.register_fake("fused_penalties::value", _fake_value, lib=_library)
+torch.library.register_fake("fused_penalties::gradient", _fake_gradient, lib=_library)
+
+
+def result_dtype(weights: Sequence[Any]) -> Any:
+    wide = any(weight.dtype == torch.float64 for weight in weights)
+    return torch.float64 if wide else torch.float32
+
+
+def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]) -> Any:
+    """The sum of l1 * sum(|w|) + l2 * sum(w**2), as autograd sees it; one tensor at least.
+
+    One coefficient in l1 and l2 is that of all.
+    """
+    if not torch.compiler.is_compiling():
+        return _Penalty.apply(l1, l2, *weights)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _expression(l1, l2, weights)
+    return _Reverse.apply(l1, l2, *weights)
+
+
+def _expression(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]) -> Any:
+    """The same in plain operations: torch.compile knows of no other derivative than backward."""
+    dtype = result_dtype(weights)
+    total = weights[0].new_zeros((), dtype=dtype)
+    for w, one, two in zip(weights, of_each(l1, weights), of_each(l2, weights), strict=True):
+        if one:
+            total = total + one * w.abs().sum(dtype=dtype)
+        if two:
+            total = total + two * w.to(dtype).square().sum()
+    return total
+
+
+class _Reverse(torch.autograd.Function):  # type: ignore[misc]
+    """What torch.compile takes: it refuses a function with a jvp.
+
+    The weights come one by one, since autograd looks for tensors in no list.
+    """
+
+    @staticmethod
+    def forward(l1: tuple[float, ...], l2: tuple[float, ...], *weights: Any) -> Any:
+        return torch.ops.fused_penalties.value(list(weights), l1, l2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.l1, ctx.l2, *weights = inputs
+        ctx.save_for_backward(*weights)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
+        weights, l1, l2 = ctx.saved_tensors, ctx.l1, ctx.l2
+        wanted = ctx.needs_input_grad[2:]
+        if not all(wanted):
+            at = [k for k, one in enumerate(wanted) if one]
+            l1, l2 = ([each[k] for k in at] for each in (of_each(l1, wanted), of_each(l2, wanted)))
+            weights = [weights[k] for k in at]
+        if torch.is_grad_enabled():  # what is computed here is differentiated too
+            slopes = _slopes(weights, l1, l2)
+            found = [
+                (upstream * slope).to(w.dtype) for w, slope in zip(weights, slopes, strict=True)
+            ]
+        else:
+            found = torch.ops.fused_penalties.gradient(list(weights), upstream, l1, l2)
+        if all(wanted):
+            return (None, None, *found)
+        grads = iter(found)
+        return (None, None, *[next(grads) if one else None for one in wanted])
+
+
+class _Penalty(_Reverse):
+    """With derivatives in forward mode, and batches of weights."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _Reverse.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[2:])
+
+    @staticmethod
+    def jvp(ctx: Any, _l1: Any, _l2: Any, *tangents: Any) -> Any:
+        weights = ctx.saved_tensors
+        dtype = result_dtype(weights)
+        total = weights[0].new_zeros((), dtype=dtype)
+        for slope, tangent in zip(_slopes(weights, ctx.l1, ctx.l2), tangents, strict=True):
+            if tangent is not None:
+                total = total + (slope * tangent).sum(dtype=dtype)
+        return total
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, l1: Any, l2: Any, *weights: Any) -> tuple[Any, int]:
+        total = weights[0].new_zeros(info.batch_size, dtype=result_dtype(weights))
+        for w, dim, one, two in zip(
+            weights, in_dims[2:], of_each(l1, weights), of_each(l2, weights), strict=True
+        ):
+            rows = w[None] if dim is None else w.movedim(dim, 0)
+            rows = rows[..., None].flatten(1).to(total.dtype)
+            if one:
+                total = total + one * rows.abs().sum(1)
+            if two:
+                total = total + two * rows.square().sum(1)
+        return total, 0
+
+
+def of_each(coefficients: Sequence[float], weights: Sequence[Any]) -> Sequence[float]:
+    return coefficients if len(coefficients) != 1 else [coefficients[0]] * len(weights)
+
+
+def _slopes(weights: Sequence[Any], l1: Sequence[float], l2: Sequence[float]) -> list[Any]:
+    """The derivative by each element, in plain operations, in float32 for 16-bit weights.
+
+    A term whose coefficient is zero is left out: zero times infinity is none.
+    """
+    slopes = []
+    for weight, one, two in zip(weights, of_each(l1, weights), of_each(l2, weights), strict=True):
+        w = weight if weight.dtype == torch.float64 else weight.float()
+        slope = 2.0 * two * w if two else torch.zeros_like(w)
+        slopes.append(slope + one * w.sign() if one else slope)
+    return slopes

@@ -1,0 +1,341 @@
+"""The penalty in a loss: a function of tensors, and a module that knows a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+
+from .._evaluate import of_each
+from .._resolve import name_of, resolve, some_of
+from ..plan import at_step
+from ..regularizers import parts_of_each
+from ..typing import RegularizerLike, Regularizers
+from ._ops import WEIGHTS, fused_penalty
+from ._plans import Bound, tensor_of, with_bound
+
+if TYPE_CHECKING:
+    from ._attach import Handle
+
+
+class Penalized(NamedTuple):
+    """Tensors with a penalty, and what it is."""
+
+    names: list[Any]
+    weights: list[Any]
+    """Those of L1 and L2 penalties, and in the same order their names."""
+    l1: tuple[float, ...]
+    l2: tuple[float, ...]
+    """Coefficients without a factor 1/2; a single one is that of all."""
+    called: list[tuple[Any, Any, RegularizerLike]]
+    """Other penalties: a tensor's name, the tensor, and the function to be called for it."""
+
+
+def penalty(params: Any, regularizer: Regularizers) -> Any:
+    """The penalty of many tensors as one operation, which autograd differentiates as another one.
+
+    Args:
+        params: a tensor, an iterable of tensors, or a mapping of names to tensors, such as
+            ``dict(model.named_parameters())``: float16, bfloat16, float32 or float64, all on one
+            device.
+        regularizer: as `fused_penalties.penalty` takes it: one for all, a sequence with one for
+            each, or rules over names and tensors. A function among them is called with its tensor
+            and returns a tensor of rank 0, or None.
+
+    Returns:
+        A tensor of rank 0, float64 if a tensor is and else float32, also under autocast. Tensors
+        without a penalty do not come into it.
+
+    Derivatives of any order are right, in backward and in forward mode, in `torch.func` and in
+    `torch.compile`. What is listed twice counts twice.
+
+    Raises:
+        TypeError: a tensor with a penalty that is no plain one of floats; a function that returns
+            something else, which autograd could not follow.
+        ValueError: tensors on several devices, and what `fused_penalties.penalty` says of rules.
+    """
+    names: list[str] | None = None
+    if isinstance(params, torch.Tensor):
+        weights = [params]
+    elif isinstance(params, Mapping) or hasattr(params, "keys"):  # ParameterDict is no Mapping
+        names, weights = [str(name) for name in params], list(params.values())
+    else:
+        weights = list(params)
+    regularizers = resolve(regularizer, weights, names)
+    return total(_penalized(names or range(len(weights)), weights, regularizers), weights)
+
+
+def _penalized(
+    keys: Sequence[Any], weights: Sequence[Any], regularizers: list[RegularizerLike | None]
+) -> Penalized:
+    """What there is to do, once it is known that it can be done."""
+    names: list[Any] = []
+    linear: list[Any] = []
+    pairs: list[tuple[float, float]] = []
+    called: list[tuple[Any, Any, RegularizerLike]] = []
+    parts = of_each(parts_of_each(regularizers), len(weights))
+    for key, weight, one in zip(keys, weights, parts, strict=True):
+        if one.linear is not None:
+            _check(key, weight)
+            if linear and weight.device != linear[0].device:
+                raise ValueError(
+                    f"params[{key!r}]: is on {weight.device} but params[{names[0]!r}] is on "
+                    f"{linear[0].device}; wanted all on one device"
+                )
+            names.append(key)
+            linear.append(weight)
+            pairs.append(one.linear)
+        called += [(key, weight, function) for function in one.others]
+    if all(pair == pairs[0] for pair in pairs):
+        pairs = pairs[:1]
+    return Penalized(
+        names, linear, tuple(l1 for l1, _ in pairs), tuple(l2 for _, l2 in pairs), called
+    )
+
+
+def _check(key: Any, weight: Any) -> None:
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.layout == torch.strided
+    if plain and weight.dtype in WEIGHTS:
+        return
+    label = f"params[{key!r}]"
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{label}: got a {type(weight).__name__}; wanted a torch tensor")
+    if hasattr(weight, "to_local"):
+        raise TypeError(
+            f"{label}: got a {type(weight).__name__}, which is distributed; wanted a tensor of "
+            "this process (to_local())"
+        )
+    if hasattr(weight, "materialize"):
+        raise TypeError(
+            f"{label}: got a {type(weight).__name__}, which has no values until its module has "
+            "seen data; wanted a tensor"
+        )
+    if weight.layout != torch.strided:
+        raise TypeError(f"{label}: got a tensor of layout {weight.layout}; wanted a dense one")
+    if weight.dtype not in WEIGHTS:
+        raise TypeError(
+            f"{label}: dtype {str(weight.dtype).rpartition('.')[2]} is not supported; wanted "
+            "float16, bfloat16, float32 or float64"
+        )
+
+
+def total(penalized: Penalized, beside: Sequence[Any]) -> Any:
+    """The penalty; if there is none a zero on the device of these tensors."""
+    terms = []
+    if penalized.weights:
+        terms.append(fused_penalty(penalized.l1, penalized.l2, penalized.weights))
+    for key, weight, function in penalized.called:
+        terms += called(key, weight, function)
+    if not terms:
+        return torch.zeros((), device=next((one.device for one in beside), None))
+    return sum(terms[1:], start=terms[0])
+
+
+def called(key: Any, weight: Any, function: RegularizerLike) -> list[Any]:
+    """What a function makes of a tensor, and nothing if that is None."""
+    result: Any = function(weight)
+    if result is None:
+        return []
+    if not isinstance(result, torch.Tensor):
+        raise TypeError(
+            f"params[{key!r}]: {name_of(function)} returned a {type(result).__name__}, which "
+            "autograd cannot follow; wanted a torch tensor of rank 0"
+        )
+    if result.ndim:
+        raise ValueError(
+            f"params[{key!r}]: {name_of(function)} returned a tensor of rank {result.ndim}; "
+            "wanted rank 0"
+        )
+    return [result]
+
+
+class Penalty(torch.nn.Module):  # type: ignore[misc]
+    """The penalty of a model's parameters: ``loss = criterion(model(x), y) + penalty()``.
+
+    It has no parameters of its own, and does not make the model a part of itself. Tied parameters
+    count once, frozen ones (``requires_grad`` is False) not at all as long as they are. Parameters
+    that are moved, converted or replaced are followed; those of modules that are added to the model
+    later are not: make a new `Penalty` then.
+
+    Args:
+        model: the module whose parameters are meant.
+        rules: as `fused_penalties.Plan` takes them: one regularizer for all; or regular expressions
+            over the parameters' names, or functions of name and parameter, of which the first that
+            holds decides. Frozen parameters have to obey them too.
+        skip_1d: leaves out parameters of rank 0 and 1: the biases and the scales of norm layers,
+            whatever their names are. The rules are about the others.
+        no_weight_decay: True leaves out what ``model.no_weight_decay()`` names, as timm's models
+            do; a collection leaves out these names, in which ``*`` stands for anything.
+
+    Raises:
+        TypeError: a model that is none, or has no `no_weight_decay`; a trained parameter with a
+            penalty that is no plain tensor of floats.
+        ValueError: a model without trained parameters; a rule that decides for no parameter, or a
+            name in `no_weight_decay` that no parameter has; parameters on several devices.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        rules: Regularizers,
+        skip_1d: bool = False,
+        *,
+        no_weight_decay: bool | Collection[str] = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model: got a {type(model).__name__}; wanted a torch.nn.Module")
+        self._model = (model,)  # in a tuple, or it would become a submodule
+        self._skip_1d = skip_1d
+        self._left_out = _names_of(model, no_weight_decay)
+        self._find(rules)
+        if not any(self._was_trained):
+            raise ValueError(
+                f"model: none of the {len(self._params)} parameters of this "
+                f"{type(model).__name__} is trained; wanted one whose requires_grad is True"
+            )
+
+    def forward(self) -> Any:
+        """The penalty, a tensor of rank 0 to be added to the loss."""
+        return total(self.penalized(), self._params)
+
+    def named(self) -> dict[str, Any]:
+        """The penalty of each parameter that has one, for a log: tensors without a gradient."""
+        penalized = self.penalized()
+        found: dict[str, Any] = {}
+        if penalized.weights:
+            scalars = with_bound(penalized.weights, lambda bound: _values(bound, penalized))
+            found = dict(zip(penalized.names, scalars, strict=True))
+        with torch.no_grad():
+            for name, weight, function in penalized.called:
+                for result in called(name, weight, function):
+                    found[name] = found[name] + result if name in found else result
+        return found
+
+    def set_regularizer(
+        self, rules: Regularizers | Callable[[Any], Regularizers], step: Any = None
+    ) -> None:
+        """Other rules, or other strengths in them, in place of all before.
+
+        With `step` it is a schedule, a function of the step's number that returns the rules.
+        """
+        self._find(cast(Any, rules) if step is None else at_step(rules, step))
+
+    def attach(
+        self,
+        optimizer: Any,
+        *,
+        mode: str = "grad",
+        schedule: Callable[[int], Regularizers] | None = None,
+    ) -> Handle:
+        """Lets the optimizer's steps see to the penalty; the loss is then without it.
+
+        See `Handle` for what the modes do.
+        """
+        from ._attach import Handle
+
+        return Handle(self, optimizer, mode, schedule)
+
+    def extra_repr(self) -> str:
+        counts: dict[str, list[int]] = {}
+        for param, regularizer in zip(self._params, self._regularizers, strict=True):
+            text = "frozen" if not param.requires_grad else name_of(regularizer)
+            count = counts.setdefault(text, [0, 0])
+            count[0] += 1
+            count[1] += param.numel()
+        return "\n".join(
+            f"{text}: {tensors} tensors, {elements:,} elements"
+            for text, (tensors, elements) in counts.items()
+        )
+
+    def penalized(self) -> Penalized:
+        """What has a penalty at this moment."""
+        now = [module._parameters.get(key) for module, key in self._places]
+        if not all(map(is_, now, self._params)):
+            self._find(self._rules)
+        elif [param.requires_grad for param in now] != self._was_trained:
+            self._penalize()
+        return self._penalized
+
+    def _find(self, rules: Regularizers) -> None:
+        """Finds the model's parameters, and what the rules make of them."""
+        places: list[tuple[torch.nn.Module, str]] = []
+        names: list[str] = []
+        params: list[Any] = []
+        seen = set()
+        for prefix, module in self._model[0].named_modules():
+            for key, param in module._parameters.items():
+                if param is None or id(param) in seen:
+                    continue
+                seen.add(id(param))
+                places.append((module, key))
+                names.append(f"{prefix}.{key}" if prefix else key)
+                params.append(param)
+        asked = [
+            k
+            for k, (name, param) in enumerate(zip(names, params, strict=True))
+            if not (self._skip_1d and param.ndim < 2) and not _listed(name, self._left_out)
+        ]
+        found = resolve(rules, [params[k] for k in asked], [names[k] for k in asked])
+        regularizers: list[RegularizerLike | None] = [None] * len(params)
+        for k, one in zip(asked, found, strict=True):
+            regularizers[k] = one
+        penalized = _trained_of(names, params, regularizers)
+        self._places, self._names, self._params = places, names, params
+        self._rules, self._regularizers = rules, regularizers
+        self._penalized = penalized
+        self._was_trained = [param.requires_grad for param in params]
+
+    def _penalize(self) -> None:
+        self._penalized = _trained_of(self._names, self._params, self._regularizers)
+        self._was_trained = [param.requires_grad for param in self._params]
+
+
+def _trained_of(
+    names: Sequence[str], params: Sequence[Any], regularizers: Sequence[RegularizerLike | None]
+) -> Penalized:
+    trained = [k for k, param in enumerate(params) if param.requires_grad]
+    return _penalized(
+        [names[k] for k in trained],
+        [params[k] for k in trained],
+        [regularizers[k] for k in trained],
+    )
+
+
+def _names_of(model: torch.nn.Module, no_weight_decay: bool | Collection[str]) -> set[str]:
+    """The names, or patterns of names, that are left out."""
+    if isinstance(no_weight_decay, bool):
+        if not no_weight_decay:
+            return set()
+        method: Any = getattr(model, "no_weight_decay", None)
+        if method is None:
+            raise TypeError(
+                f"no_weight_decay: {type(model).__name__} has no method of this name; wanted a "
+                "collection of names, or False"
+            )
+        return set(method())  # which may have names that this model has no parameter of
+    if isinstance(no_weight_decay, str):
+        raise TypeError(f"no_weight_decay: got {no_weight_decay!r}; wanted a collection of names")
+    known = [name for name, _ in model.named_parameters()]
+    for pattern in no_weight_decay:
+        if not any(_listed(name, (pattern,)) for name in known):
+            raise ValueError(
+                f"no_weight_decay: {pattern!r} is none of the {len(known)} names: {some_of(known)}"
+            )
+    return set(no_weight_decay)
+
+
+def _listed(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _values(bound: Bound, penalized: Penalized) -> list[Any]:
+    values = bound.plan.values(bound.strengths(penalized.l1, penalized.l2))
+    scalars = bound.plan.scalars(values)
+    return [
+        tensor_of(one, dtype == "float64")
+        for one, dtype in zip(scalars, bound.plan.dtypes, strict=True)
+    ]

@@ -1,0 +1,94 @@
+"""Plans of lists of tensors, remembered from one call to the next.
+
+An operation is given its tensors anew at each call. The plan of before is taken up again if they
+are where they were: their memory is kept as long as the plan is remembered, so that nothing else
+can come to lie there. It is forgotten when one of the tensors is gone.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from .. import _core
+from .._bind import BoundPlan, bind
+
+Result = TypeVar("Result")
+
+_MOST = 16  # lists of tensors
+
+# By the place of their tensors, the last used at the end. A call takes its plan out and puts it
+# back, so that it has it to itself: others meanwhile make their own.
+_remembered: dict[bytes, Bound] = {}
+
+
+class Bound:
+    """Tensors whose memory is found, and the strengths that they were last given."""
+
+    def __init__(self, tensors: Sequence[Any], names: Sequence[str] | None = None) -> None:
+        # Aliases keep the memory and let the tensors go.
+        self._aliases = [tensor.detach() for tensor in tensors]
+        self._place = _core.place_of(self._aliases)
+        self.plan: BoundPlan = bind(self._aliases, names, keep=True)
+        self._given: Any = None
+        self._strengths: Any = None
+        self._watched: list[Any] = []
+        self.gone = False
+
+    def forget_with(self, tensors: Sequence[Any], place: bytes) -> None:
+        """Forgets it when one of the tensors is gone."""
+        itself = weakref.ref(self)
+
+        def forget(_: Any) -> None:
+            if (bound := itself()) is not None:
+                bound.gone = True
+                if _remembered.get(place) is bound:
+                    _remembered.pop(place, None)
+
+        self._watched = [weakref.ref(tensor, forget) for tensor in tensors]
+
+    def is_of(self, tensors: list[Any]) -> bool:
+        """True if these are the same elements as before."""
+        return self.is_at(_core.place_of(tensors))
+
+    def is_at(self, place: bytes | None) -> bool:
+        # A storage can be given other memory, the aliases' too, and somebody else the old one.
+        return place is not None and place == self._place == _core.place_of(self._aliases)
+
+    def strengths(self, l1: Sequence[float], l2: Sequence[float]) -> Any:
+        """One in the list is that of all tensors."""
+        given = (tuple(l1), tuple(l2))
+        if given != self._given:
+            self._given = None
+            self._strengths = self.plan.strengths(
+                *(each[0] if len(each) == 1 else list(each) for each in given)
+            )
+            self._given = given
+        return self._strengths
+
+
+def with_bound(tensors: list[Any], call: Callable[[Bound], Result]) -> Result:
+    """What `call` makes of these tensors, whose plan may be known."""
+    place = _core.place_of(tensors)
+    bound = None if place is None else _remembered.pop(place, None)
+    if bound is None or not bound.is_at(place):
+        bound = Bound(tensors)
+        if place is not None:
+            bound.forget_with(tensors, place)
+    result = call(bound)
+    if place is not None and not bound.gone:
+        _remembered[place] = bound
+        for oldest in list(_remembered)[:-_MOST]:
+            _remembered.pop(oldest, None)
+    return result
+
+
+def tensor_of(result: Any, wide: bool) -> Any:
+    """A number that a plan gave, as a tensor: on a GPU it is one already."""
+    dtype = torch.float64 if wide else torch.float32
+    if isinstance(result, torch.Tensor):
+        return result.to(dtype)
+    return torch.tensor(float(result), dtype=dtype)
