@@ -1,0 +1,450 @@
+"""Keras 3: regularizers that models are saved with, and all penalties of a model in one operation.
+
+`fuse(model)` makes one operation of all L1 and L2 penalties of a model's weights, those of Keras'
+own regularizers and of these, in `fit`, in `evaluate` and as `model.losses`::
+
+    model = keras.Sequential([..., keras.layers.Dense(10, kernel_regularizer="l2")])
+    fuse(model)
+    model.compile("sgd", "mse")
+    model.fit(x, y)
+
+On torch it reads each weight once, and once more for its gradient; on TensorFlow it reads each once
+for the value. JAX, and TensorFlow where it compiles with XLA, runs on a GPU or distributes, get
+plain operations of the same value, which they fuse into what is around them.
+
+The L2 penalty of Keras is l2 * sum(w**2): **no factor 1/2**.
+
+Import this module before `keras.models.load_model` reads a model that has these regularizers: Keras
+knows their names from then on, and loads nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import keras
+from keras import ops
+
+from . import _core, regularizers
+from ._resolve import resolve
+from .typing import RegularizerLike, Regularizers
+
+__all__ = ["L1", "L1L2", "L2", "OrthogonalRegularizer", "fuse", "unfuse"]
+
+Tensor: TypeAlias = Any
+"""A tensor of the backend: torch's, TensorFlow's or JAX's."""
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_registered = keras.saving.register_keras_serializable(package="fused_penalties")
+
+
+@_registered
+class L1(regularizers.L1, keras.regularizers.Regularizer):  # type: ignore[misc]
+    """l1 * sum(|w|), as `fused_penalties.regularizers.L1`, of tensors and with a gradient.
+
+    float32 for 16-bit weights, whose squares and sums overflow where Keras' own stay 16-bit.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _of_one(x, self.coefficients)
+
+
+@_registered
+class L2(regularizers.L2, keras.regularizers.Regularizer):  # type: ignore[misc]
+    """l2 * sum(w**2), **without** a factor 1/2, of tensors and with a gradient.
+
+    float32 for 16-bit weights, whose squares and sums overflow where Keras' own stay 16-bit.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _of_one(x, self.coefficients)
+
+
+@_registered
+class L1L2(regularizers.L1L2, keras.regularizers.Regularizer):  # type: ignore[misc]
+    """l1 * sum(|w|) + l2 * sum(w**2), **without** a factor 1/2, of tensors and with a gradient.
+
+    float32 for 16-bit weights, whose squares and sums overflow where Keras' own stay 16-bit.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _of_one(x, self.coefficients)
+
+
+@_registered
+class OrthogonalRegularizer(
+    regularizers.OrthogonalRegularizer,
+    keras.regularizers.Regularizer,  # type: ignore[misc]
+):
+    """factor times the mean |cosine| between the rows, or columns, of a matrix, over all pairs.
+
+    As Keras', but 0.0 for a matrix without a pair, and without a NaN in the gradient of a row of
+    zeros; float32 for 16-bit weights. `fuse` leaves it beside the fused sums.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = _widened(x)
+        if len(x.shape) != 2:
+            raise ValueError(
+                "Inputs to OrthogonalRegularizer must have rank 2. Received: "
+                f"inputs.shape={tuple(x.shape)}"
+            )
+        if self.mode == "columns":
+            x = ops.transpose(x)
+        squares = ops.sum(ops.square(x), axis=1, keepdims=True)
+        unit = x / ops.sqrt(ops.maximum(squares, 1e-14))  # a norm of at least 1e-7, as in Keras
+        cosines = ops.tril(ops.absolute(ops.matmul(unit, ops.transpose(unit))), -1)
+        count = x.shape[0]
+        return ops.cast(self.factor / max(count * (count - 1) / 2, 1), x.dtype) * ops.sum(cosines)
+
+
+def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
+    """Makes all L1 and L2 penalties of the model's weights one operation, until `unfuse`.
+
+    `model.losses` then has one loss in their place, float64 if one of the weights is and else
+    float32, before those of other regularizers. Its value and its gradient are theirs within their
+    rounding, at every step: which weights are trained, and what their regularizers are, is asked
+    each time. Penalties of activities, regularizers that are functions or classes of your own, and
+    all else that Keras calls losses stay as they are.
+
+    Fuse the model that is trained, not one inside of it: Keras asks the outermost alone. What is
+    saved, loaded or cloned has its regularizers and is not fused; its losses are the same, but for
+    what `rules` adds.
+
+    Args:
+        model: a model, or a layer that is trained without one.
+        rules: regularizers to be added to those that the weights have, until `unfuse`; what
+            `fused_penalties.penalty` takes: one for all weights, or rules over their paths
+            (`weight.path`: ``sequential/dense/kernel``) and the weights themselves::
+
+                {r"bias|gamma|beta": None, r".*": L2(1e-4)}
+
+            They are regularizers of this module, of `fused_penalties`, of Keras, or functions of a
+            tensor. Weights that are not trained have no penalty, whatever the rules say. Weights
+            that the model gets later have none of the rules': fuse it again. They are not saved
+            with the model: fuse it again, with the same rules, when it is loaded.
+
+    A model that is fused already is fused anew, with these rules alone.
+
+    Raises, with the model as it was:
+        TypeError: what is no model or layer; one with a way of its own to find its penalties;
+            something that is no regularizer.
+        ValueError: rules for a model that has no weights yet; a rule that holds for no weight.
+        RuntimeError: a version of Keras which finds the penalties in some other way.
+    """
+    if not isinstance(model, keras.Layer):
+        raise TypeError(f"model: got a {type(model).__name__}; wanted a Keras model")
+    own = getattr(keras.Layer, _HOOK, None)
+    if own is None:
+        raise RuntimeError(
+            f"Keras {keras.__version__} has no Layer.{_HOOK}, in whose place fuse() puts its own; "
+            "wanted another version of Keras, such as 3.15"
+        )
+    if getattr(type(model), _HOOK) is not own:
+        raise TypeError(
+            f"model: got a {type(model).__name__}, which has a {_HOOK} of its own, and would lose "
+            "what that finds; wanted a model with Keras'"
+        )
+    added = _added(model, rules)
+    if _fusion_of(model) is not None:
+        unfuse(model)
+    for variable, regularizer in added:
+        variable.regularizer = regularizer
+    # Past Keras' own __setattr__, which looks for layers and weights in what a model is given.
+    object.__setattr__(model, _HOOK, _Fusion(model, added))
+
+
+def unfuse(model: keras.Layer) -> None:
+    """Leaves the model as it was before `fuse`, without what `rules` had added.
+
+    ValueError for a model that is not fused.
+    """
+    fusion = _fusion_of(model)
+    if fusion is None:
+        raise ValueError(f"model: got {model!r}, which is not fused")
+    object.__delattr__(model, _HOOK)
+    for variable, regularizer in fusion.added:
+        if variable.regularizer is regularizer:  # not what somebody has set since
+            variable.regularizer = regularizer.own
+
+
+_HOOK = "_get_regularization_losses"
+"""Keras' method that finds the penalties of weights; private, so a test says what it has to do."""
+
+
+class _Fusion:
+    """What stands on a fused model in the place of Keras' method."""
+
+    def __init__(self, model: keras.Layer, added: list[tuple[Any, _Added]]) -> None:
+        self.model = model
+        self.added = added
+        self.strengths = _Strengths()
+
+    def __call__(self) -> list[Tensor]:
+        fused, rest = [], []
+        for variable in self.model.trainable_weights:
+            regularizer = variable.regularizer
+            if regularizer is None:
+                continue
+            coefficients = self.strengths(regularizer)
+            if coefficients is None or variable.dtype not in _core.RESULT_IS_FLOAT64:
+                rest.append(variable)
+            else:
+                fused.append((variable.value, coefficients))
+        losses = [_penalty(*zip(*fused, strict=True), self.model)] if fused else []
+        if rest:
+            # Keras' own method, of these weights alone.
+            of_rest = SimpleNamespace(trainable_weights=rest)
+            losses += getattr(keras.Layer, _HOOK)(of_rest)
+        return losses
+
+
+def _fusion_of(model: Any) -> _Fusion | None:
+    found = getattr(model, "__dict__", {}).get(_HOOK)
+    return found if isinstance(found, _Fusion) else None
+
+
+class _Strengths:
+    """From a regularizer to its (l1, l2); to None for one that has to be called."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, tuple[Tensor, float]] = {}
+
+    def __call__(self, regularizer: Any) -> tuple[float, float] | None:
+        kind = type(regularizer)
+        if isinstance(regularizer, _Added):
+            return regularizer.coefficients(self)
+        if kind not in _LINEAR:  # a subclass may compute anything
+            return None
+        l1 = self.number(getattr(regularizer, "l1", 0.0))
+        l2 = self.number(getattr(regularizer, "l2", 0.0))
+        return None if l1 is None or l2 is None else (l1, l2)
+
+    def number(self, factor: Any) -> float | None:
+        """None for what may change without notice, or is not known yet: a variable, say."""
+        if isinstance(factor, float | int):
+            return float(factor)
+        known = self.numbers.get(id(factor))
+        if known is not None:
+            return known[1]
+        if isinstance(factor, keras.Variable) or not keras.ops.is_tensor(factor):
+            return None
+        # Keras keeps that of its L1 as a tensor, which may be on a GPU: it is waited for once.
+        try:
+            value = float(factor)
+        except (TypeError, ValueError):  # of a graph
+            return None
+        self.numbers[id(factor)] = factor, value
+        return value
+
+
+_LINEAR = {
+    L1,
+    L2,
+    L1L2,
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+}
+
+
+class _Added(keras.regularizers.Regularizer):  # type: ignore[misc]
+    """A weight's own regularizer, or None, and what a rule adds to it."""
+
+    def __init__(self, own: Any, more: Sequence[Any]) -> None:
+        self.own = own
+        self.terms = [*([] if own is None else [own]), *more]
+
+    def coefficients(self, strengths: _Strengths) -> tuple[float, float] | None:
+        pairs = [strengths(term) for term in self.terms]
+        known = [pair for pair in pairs if pair is not None]
+        if len(known) < len(pairs):
+            return None
+        return sum(l1 for l1, _ in known), sum(l2 for _, l2 in known)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found = [value for term in self.terms if (value := term(x)) is not None]
+        wide = _wide(found)
+        return sum((ops.cast(value, wide) for value in found), start=ops.zeros((), wide))
+
+
+def _added(model: keras.Layer, rules: Regularizers) -> list[tuple[Any, _Added]]:
+    """The weights to which rules add a penalty, and their regularizers with it."""
+    if rules is None:
+        return []
+    weights = [w for w in model.weights if w.dtype in _core.RESULT_IS_FLOAT64]
+    if not weights:
+        raise ValueError(
+            f"rules: the model {model.name!r} has no weights yet; wanted one that is built, as "
+            "model.build(input_shape) does"
+        )
+    added = []
+    for weight, rule in zip(
+        weights, resolve(rules, weights, [w.path for w in weights]), strict=True
+    ):
+        if more := list(_with_gradient(rule)):
+            own = weight.regularizer
+            added.append((weight, _Added(own.own if isinstance(own, _Added) else own, more)))
+    return added
+
+
+def _with_gradient(rule: RegularizerLike | None) -> Iterator[RegularizerLike]:
+    """The regularizers of this module or functions that a rule's regularizer is the sum of.
+
+    Those of `fused_penalties` give plain numbers, which no backend differentiates.
+    """
+    if rule is None:
+        return
+    if isinstance(rule, keras.regularizers.Regularizer):
+        yield rule
+        return
+    if isinstance(rule, regularizers.OrthogonalRegularizer):
+        yield OrthogonalRegularizer(rule.factor, rule.mode)
+        return
+    linear, others = regularizers.parts_of(rule)
+    if linear is not None:
+        yield L1L2(*linear)
+    for other in others:
+        if other is rule:
+            yield other
+        else:
+            yield from _with_gradient(other)
+
+
+def _of_one(x: Tensor, coefficients: tuple[float, float]) -> Tensor:
+    x = x.value if isinstance(x, keras.Variable) else ops.convert_to_tensor(x)
+    if keras.backend.standardize_dtype(x.dtype) not in _core.RESULT_IS_FLOAT64:
+        return _plain([x], [coefficients])
+    return _penalty([x], [coefficients])
+
+
+def _widened(x: Tensor) -> Tensor:
+    """float32 for what has 16 bits, in which sums overflow."""
+    x = ops.convert_to_tensor(x)
+    return ops.cast(x, _wide([x]))
+
+
+def _wide(tensors: Sequence[Tensor]) -> str:
+    """The dtype of the sum of such penalties."""
+    dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
+    return "float64" if "float64" in dtypes else "float32"
+
+
+def _plain(
+    tensors: Sequence[Tensor], coefficients: Sequence[tuple[float, float]], model: Any = None
+) -> Tensor:
+    """Operations that a compiler fuses, with the backend's own gradients."""
+    wide = _wide(tensors)
+    terms = []
+    for x, (l1, l2) in zip(tensors, coefficients, strict=True):
+        x = _widened(x)
+        if l1:
+            terms.append(ops.cast(ops.cast(l1, x.dtype) * ops.sum(ops.absolute(x)), wide))
+        if l2:
+            terms.append(ops.cast(ops.cast(l2, x.dtype) * ops.sum(ops.square(x)), wide))
+    return sum(terms[1:], start=terms[0]) if terms else ops.zeros((), wide)
+
+
+_Penalty: TypeAlias = Callable[..., Tensor]
+"""From tensors, the (l1, l2) of each, and their model to a loss that the backend differentiates."""
+
+
+def _torch_penalty() -> _Penalty:
+    import torch
+
+    from . import cuda
+    from .torch._ops import fused_penalty
+
+    plain = (torch.Tensor, torch.nn.Parameter)
+
+    def is_read(x: Tensor, device: Any) -> bool:
+        return type(x) in plain and x.layout == torch.strided and x.device == device
+
+    def penalty(
+        tensors: Sequence[Tensor], coefficients: Sequence[tuple[float, float]], model: Any = None
+    ) -> Tensor:
+        device = tensors[0].device
+        # "meta" is where Keras asks for shapes alone.
+        known = device.type in ("cpu", "meta") or (device.type == "cuda" and cuda.is_available())
+        if not known or not all(is_read(x, device) for x in tensors):
+            return _plain(tensors, coefficients)
+        if all(pair == coefficients[0] for pair in coefficients):
+            coefficients = coefficients[:1]
+        l1, l2 = zip(*coefficients, strict=True)
+        return fused_penalty(l1, l2, tensors)
+
+    return penalty
+
+
+def _tensorflow_penalty() -> _Penalty:
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    from .penalties import penalty as value_of
+
+    @lru_cache(maxsize=1)
+    def on_host_alone() -> bool:
+        return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+
+    def numpy_reads(model: Any) -> bool:
+        """False where NumPy cannot read, or only what was copied to it.
+
+        XLA calls no Python. A function that is traced without it can be called by one that is
+        compiled later, so in a graph Keras must have been told not to use XLA for the model.
+        """
+        if tf.distribute.has_strategy() or not on_host_alone():
+            return False
+        if tf.executing_eagerly():
+            return True
+        return (
+            getattr(model, "compiled", False)
+            and not model.jit_compile
+            and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+        )
+
+    def gradient(x: Tensor, l1: float, l2: float, upstream: Tensor) -> Tensor:
+        wide = tf.cast(x, _wide([x]))
+        upstream = tf.cast(upstream, wide.dtype)
+        terms = [upstream * l1 * tf.sign(wide)] if l1 else []
+        terms += [upstream * (2 * l2) * wide] if l2 else []
+        return tf.cast(sum(terms[1:], start=terms[0]), x.dtype) if terms else tf.zeros_like(x)
+
+    def penalty(
+        tensors: Sequence[Tensor], coefficients: Sequence[tuple[float, float]], model: Any = None
+    ) -> Tensor:
+        if not numpy_reads(model):
+            return _plain(tensors, coefficients)
+        listed = [regularizers.L1L2(*pair) for pair in coefficients]
+
+        def with_gradient(*tensors: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
+            if tf.executing_eagerly():
+                value = tf.convert_to_tensor(value_of([x.__array__() for x in tensors], listed))
+            else:
+                value = tf.numpy_function(
+                    lambda *arrays: value_of(arrays, listed), tensors, _wide(tensors), False
+                )
+                value.set_shape(())
+
+            def grad(upstream: Tensor) -> list[Tensor]:
+                return [
+                    gradient(x, *pair, upstream)
+                    for x, pair in zip(tensors, coefficients, strict=True)
+                ]
+
+            return value, grad
+
+        return tf.custom_gradient(with_gradient)(*map(tf.convert_to_tensor, tensors))
+
+    return penalty
+
+
+_makers = {"torch": _torch_penalty, "tensorflow": _tensorflow_penalty}
+_maker = _makers.get(keras.backend.backend())
+_penalty: _Penalty = _plain if _maker is None else _maker()
