@@ -63,6 +63,7 @@ std::string dtype_of(const py::object& array, const std::string& label) {
 // one has no table that could be asked.
 py::object place_of(const py::list& tensors) {
     std::vector<int64_t> facts;
+    facts.reserve(8 * tensors.size());  // enough for most
     const auto take = [&](int64_t fact) { facts.push_back(fact); };
     PyTypeObject* type = nullptr;
     const dlpack::ExchangeApi* api = nullptr;

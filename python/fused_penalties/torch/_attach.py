@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -125,19 +127,7 @@ class Handle:
         upstream = 1.0 if scale is None else float(scale)
         self._follow_schedule()
         for at, part in enumerate(self._find_parts(optimizer)):
-            bound = self._bound(at)
-            strengths = bound.strengths(part.l1, part.l2)
-            grads = [weight.grad for weight in part.weights]
-            made = [
-                (k, torch.zeros_like(part.weights[k])) for k, g in enumerate(grads) if g is None
-            ]
-            for k, grad in made:
-                grads[k] = grad
-            value = bound.plan.value_and_grad(strengths, grads, upstream)
-            torch.autograd.graph.increment_version(grads)
-            for k, grad in made:
-                part.weights[k].grad = grad
-            self._value = tensor_of(value, bound.plan.wide)
+            self._value = self._work(at, partial(_add_gradient, part, upstream))
         self.steps += 1
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -150,23 +140,25 @@ class Handle:
         if self._mode == "decay":
             for part, rate in zip(parts, rates, strict=True):
                 _check_decay(part, rate)
-        for at, (part, rate) in enumerate(zip(parts, rates, strict=True)):
-            bound = self._bound(at)
-            strengths = bound.strengths(part.l1, part.l2)
-            (bound.plan.prox if self._mode == "prox" else bound.plan.decay)(strengths, rate)
-            torch.autograd.graph.increment_version(part.weights)
+        for at, rate in enumerate(rates):
+            self._work(at, partial(_shrink, parts[at], self._mode, rate))
         self.steps += 1
 
     def _follow_schedule(self) -> None:
         if self._schedule is not None:
             self._penalty.set_regularizer(self._schedule, step=self.steps)
 
-    def _bound(self, at: int) -> Bound:
-        """That of a part, another one if its weights have moved."""
+    def _work(self, at: int, call: Callable[[Bound], Any]) -> Any:
+        """What `call` makes of a part, whose weights may have moved."""
         part, bound = self._parts[at], self._bounds[at]
-        if bound is None or not bound.is_of(part.weights):
-            bound = self._bounds[at] = Bound(part.weights, part.names)
-        return bound
+        if bound is not None:
+            try:
+                return call(bound)
+            except RuntimeError:
+                if not bound.has_moved():
+                    raise
+        bound = self._bounds[at] = Bound(part.weights, part.names)
+        return call(bound)
 
     def _find_parts(self, optimizer: Any) -> list[_Part]:
         """What is penalized at this moment; by the groups, if their learning rates matter."""
@@ -174,8 +166,11 @@ class Handle:
         groups = [len(group["params"]) for group in optimizer.param_groups]
         if self._known is None or self._known[0] is not penalized or self._known[1] != groups:
             parts = self._split(penalized, optimizer)
-            if [part.names for part in parts] != [part.names for part in self._parts]:
-                self._bounds = [None] * len(parts)
+            known = [*self._bounds, *[None] * len(parts)]
+            self._bounds = [
+                bound if bound is not None and _same(bound.tensors, part.weights) else None
+                for bound, part in zip(known, parts, strict=False)
+            ]
             self._parts, self._known = parts, (penalized, groups)
         return self._parts
 
@@ -219,6 +214,28 @@ class Handle:
             weights = [penalized.weights[k] for k in at]
             parts.append(_Part(group, weights, [penalized.names[k] for k in at], l1, l2))
         return parts
+
+
+def _add_gradient(part: _Part, upstream: float, bound: Bound) -> Any:
+    grads = [weight.grad for weight in part.weights]
+    missing = [k for k, grad in enumerate(grads) if grad is None]
+    for k in missing:
+        grads[k] = torch.zeros_like(part.weights[k])
+    value = bound.plan.value_and_grad(bound.strengths(part.l1, part.l2), grads, upstream)
+    torch.autograd.graph.increment_version(grads)
+    for k in missing:
+        part.weights[k].grad = grads[k]
+    return tensor_of(value, bound.plan.wide)
+
+
+def _shrink(part: _Part, mode: str, rate: float, bound: Bound) -> None:
+    step = bound.plan.prox if mode == "prox" else bound.plan.decay
+    step(bound.strengths(part.l1, part.l2), rate)
+    torch.autograd.graph.increment_version(part.weights)
+
+
+def _same(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _rate(group: dict[str, Any]) -> float:

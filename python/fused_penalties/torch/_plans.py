@@ -28,11 +28,12 @@ _remembered: dict[bytes, Bound] = {}
 class Bound:
     """Tensors whose memory is found, and the strengths that they were last given."""
 
-    def __init__(self, tensors: Sequence[Any], names: Sequence[str] | None = None) -> None:
-        # Aliases keep the memory and let the tensors go.
-        self._aliases = [tensor.detach() for tensor in tensors]
-        self._place = _core.place_of(self._aliases)
-        self.plan: BoundPlan = bind(self._aliases, names, keep=True)
+    def __init__(self, tensors: list[Any], names: Sequence[str] | None = None) -> None:
+        self.tensors = tensors
+        self._place = _core.place_of(tensors)
+        # Aliases keep the memory, should the tensors be given other memory while a call reads it.
+        self._memory = [tensor.detach() for tensor in tensors]
+        self.plan: BoundPlan = bind(tensors, names, keep=True)
         self._given: Any = None
         self._strengths: Any = None
         self._watched: list[Any] = []
@@ -50,13 +51,10 @@ class Bound:
 
         self._watched = [weakref.ref(tensor, forget) for tensor in tensors]
 
-    def is_of(self, tensors: list[Any]) -> bool:
-        """True if these are the same elements as before."""
-        return self.is_at(_core.place_of(tensors))
-
-    def is_at(self, place: bytes | None) -> bool:
-        # A storage can be given other memory, the aliases' too, and somebody else the old one.
-        return place is not None and place == self._place == _core.place_of(self._aliases)
+    def has_moved(self) -> bool:
+        """True if the tensors have. A call of the plan finds out too, before it changes anything,
+        and raises RuntimeError."""
+        return self._place != _core.place_of(self.tensors)
 
     def strengths(self, l1: Sequence[float], l2: Sequence[float]) -> Any:
         """One in the list is that of all tensors."""
@@ -74,8 +72,9 @@ def with_bound(tensors: list[Any], call: Callable[[Bound], Result]) -> Result:
     """What `call` makes of these tensors, whose plan may be known."""
     place = _core.place_of(tensors)
     bound = None if place is None else _remembered.pop(place, None)
-    if bound is None or not bound.is_at(place):
-        bound = Bound(tensors)
+    # A storage can be given other memory, and somebody else its old one, who is at the place now.
+    if bound is None or bound.has_moved():
+        bound = Bound([tensor.detach() for tensor in tensors])  # which lets the tensors go
         if place is not None:
             bound.forget_with(tensors, place)
     result = call(bound)
