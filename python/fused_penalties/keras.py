@@ -186,6 +186,14 @@ class _Fusion:
         self.model = model
         self.added = added
         self.strengths = _Strengths()
+        self.dtypes: dict[int, tuple[Any, str]] = {}
+
+    def dtype(self, variable: Any) -> str:
+        """A variable keeps its dtype, and Keras takes its time to say it."""
+        known = self.dtypes.get(id(variable))
+        if known is None:
+            known = self.dtypes[id(variable)] = variable, variable.dtype
+        return known[1]
 
     def __call__(self) -> list[Tensor]:
         fused, rest = [], []
@@ -194,7 +202,7 @@ class _Fusion:
             if regularizer is None:
                 continue
             coefficients = self.strengths(regularizer)
-            if coefficients is None or variable.dtype not in _core.RESULT_IS_FLOAT64:
+            if coefficients is None or self.dtype(variable) not in _core.RESULT_IS_FLOAT64:
                 rest.append(variable)
             else:
                 fused.append((variable.value, coefficients))
@@ -320,21 +328,25 @@ def _with_gradient(rule: RegularizerLike | None) -> Iterator[RegularizerLike]:
 
 def _of_one(x: Tensor, coefficients: tuple[float, float]) -> Tensor:
     x = x.value if isinstance(x, keras.Variable) else ops.convert_to_tensor(x)
-    if keras.backend.standardize_dtype(x.dtype) not in _core.RESULT_IS_FLOAT64:
+    if _dtype(x) not in _core.RESULT_IS_FLOAT64:
         return _plain([x], [coefficients])
     return _penalty([x], [coefficients])
 
 
 def _widened(x: Tensor) -> Tensor:
     """float32 for what has 16 bits, in which sums overflow."""
-    x = ops.convert_to_tensor(x)
-    return ops.cast(x, _wide([x]))
+    x, wide = ops.convert_to_tensor(x), _wide([x])
+    return x if _dtype(x) == wide else ops.cast(x, wide)
+
+
+def _dtype(x: Tensor) -> str:
+    name: str = keras.backend.standardize_dtype(x.dtype)
+    return name
 
 
 def _wide(tensors: Sequence[Tensor]) -> str:
     """The dtype of the sum of such penalties."""
-    dtypes = {keras.backend.standardize_dtype(x.dtype) for x in tensors}
-    return "float64" if "float64" in dtypes else "float32"
+    return "float64" if "float64" in {_dtype(x) for x in tensors} else "float32"
 
 
 def _plain(
@@ -345,10 +357,9 @@ def _plain(
     terms = []
     for x, (l1, l2) in zip(tensors, coefficients, strict=True):
         x = _widened(x)
-        if l1:
-            terms.append(ops.cast(ops.cast(l1, x.dtype) * ops.sum(ops.absolute(x)), wide))
-        if l2:
-            terms.append(ops.cast(ops.cast(l2, x.dtype) * ops.sum(ops.square(x)), wide))
+        found = [l1 * ops.sum(ops.absolute(x))] if l1 else []
+        found += [l2 * ops.sum(ops.square(x))] if l2 else []
+        terms += found if _dtype(x) == wide else [ops.cast(term, wide) for term in found]
     return sum(terms[1:], start=terms[0]) if terms else ops.zeros((), wide)
 
 
