@@ -31,11 +31,11 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_promise(backend: str) -> None:
-    cases = Path(__file__).with_name("keras_every_backend.py")
+    cases = [Path(__file__).with_name(f"keras_{name}.py") for name in ("models", "regularizers")]
     surroundings = {**os.environ, **QUIET, "KERAS_BACKEND": backend}
     surroundings.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *KERAS_WARNS, cases],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *KERAS_WARNS, *cases],
         env=surroundings,
         capture_output=True,
         text=True,

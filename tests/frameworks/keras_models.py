@@ -1,4 +1,4 @@
-"""What `fused_penalties.keras` promises, on the backend of this process.
+"""What `fuse` promises of models, on the backend of this process.
 
 `test_keras.py` runs this file once for each backend, in a Python of its own.
 """
@@ -19,124 +19,31 @@ import fused_penalties as fp
 import fused_penalties.keras as fused_keras
 from fused_penalties import contrib, regularizers
 from fused_penalties.keras import L1, L1L2, L2, OrthogonalRegularizer, fuse, unfuse
+from keras_cases import (
+    BACKEND,
+    RANDOM,
+    X,
+    Y,
+    cube,
+    dense,
+    everything,
+    gradients,
+    history,
+    number,
+    small,
+    total,
+    value_and_gradient,
+)
 
-BACKEND = keras.backend.backend()
 # "auto" leaves the choice to Keras, "eager" is without a compiler, "compiled" is with XLA's.
 WAYS = {"auto": {}, "eager": {"run_eagerly": True}, "compiled": {"jit_compile": True}}
 if BACKEND == "torch":
     WAYS.pop("compiled")  # minutes of C++; `test_torch_compile` has a smaller one
 
-RANDOM = np.random.default_rng(7)
-X = RANDOM.normal(size=(64, 6)).astype(np.float32)
-Y = X[:, :3] * 2
-
 
 @pytest.fixture(autouse=True)
 def _the_same_weights_in_every_model() -> None:
     keras.utils.set_random_seed(11)
-
-
-def number(tensor: Any) -> float:
-    return float(ops.convert_to_numpy(tensor))
-
-
-def total(model: Any) -> float:
-    return sum(number(loss) for loss in model.losses)
-
-
-def history(model: Any, **way: Any) -> list[float]:
-    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **way)
-    fit = model.fit(X, Y, epochs=4, batch_size=16, verbose=0, shuffle=False).history
-    return [*fit["loss"], model.evaluate(X, Y, verbose=0)]
-
-
-def gradients(model: Any) -> list[np.ndarray]:
-    """Of the sum of the model's losses, for its trainable weights; zeros where it has none."""
-    weights = model.trainable_weights
-    if BACKEND == "torch":
-        model.zero_grad()
-        sum(model.losses).backward()
-        found = [w.value.grad for w in weights]
-    elif BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            loss = tf.add_n(model.losses)
-        found = tape.gradient(loss, [w.value for w in weights])
-    else:
-        import jax
-
-        def loss_of(values: list[Any]) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
-                return sum(model.losses)
-
-        found = jax.jit(jax.grad(loss_of))([w.value for w in weights])
-    return [
-        np.zeros(w.shape) if g is None else ops.convert_to_numpy(g)
-        for w, g in zip(weights, found, strict=True)
-    ]
-
-
-def value_and_gradient(function: Callable[[Any], Any], x: Any) -> tuple[Any, np.ndarray]:
-    """Of a function of one tensor, by the backend's own means."""
-    tensor = ops.convert_to_tensor(x)
-    if BACKEND == "torch":
-        tensor.requires_grad_()
-        value = function(tensor)
-        value.backward()
-        return value.detach(), ops.convert_to_numpy(tensor.grad)
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch(tensor)
-            value = function(tensor)
-        return value, ops.convert_to_numpy(tape.gradient(value, tensor))
-    import jax
-
-    value, gradient = jax.value_and_grad(function)(tensor)
-    return value, np.asarray(gradient)
-
-
-def dense(regularizer: Any = None, units: int = 6, **options: Any) -> Any:
-    return layers.Dense(units, kernel_regularizer=regularizer, **options)
-
-
-def small(*regularizers_: Any) -> Any:
-    model = keras.Sequential([layers.Input((6,)), *map(dense, regularizers_), dense(None, 3)])
-    # Biases are zeros at first, where |w| has no derivative.
-    for weight in model.weights:
-        weight.assign(RANDOM.normal(size=weight.shape).astype(np.float32) / 2)
-    return model
-
-
-def cube(w: Any) -> Any:
-    return 0.01 * ops.sum(ops.absolute(w) ** 3)
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Double(L2):
-    """A subclass that computes something else than what its factor says."""
-
-    def __call__(self, x: Any) -> Any:
-        return 2.0 * super().__call__(x)
-
-
-def everything() -> Any:
-    """Nested, shared and frozen layers, activities, functions, a norm, attention."""
-    shared = dense("l1", bias_regularizer=L1L2(0.01, 0.02))
-    frozen = dense(L2(100.0), trainable=False)
-    active = dense(keras.regularizers.L1L2(0.01, 0.02), activity_regularizer=L2(0.1))
-    inner = keras.Sequential([layers.Input((6,)), shared, active, shared])
-    inputs = keras.Input((6,))
-    x = frozen(inner(inputs))
-    x = layers.BatchNormalization(gamma_regularizer=L2(0.1))(x)
-    x = layers.Reshape((2, 3))(x)
-    x = layers.MultiHeadAttention(2, 3, kernel_regularizer=L1())(x, x)
-    x = layers.Flatten()(x)
-    x = dense(cube, bias_regularizer=Double(0.1))(x)
-    x = dense(OrthogonalRegularizer(0.1))(x)
-    return keras.Model(inputs, dense(L1(0.001), units=3)(x))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -298,76 +205,6 @@ def test_float64() -> None:
     narrow = float(np.float32(0.01))
     wanted = 0.01 * np.square(kernels[0]).sum() + narrow * np.square(kernels[1]).sum()
     assert number(loss) == pytest.approx(wanted, rel=1e-14)
-
-
-REGULARIZERS = {
-    "l1": (L1(0.3), keras.regularizers.L1(0.3)),
-    "l2": (L2(0.3), keras.regularizers.L2(0.3)),
-    "both": (L1L2(0.1, 0.2), keras.regularizers.L1L2(0.1, 0.2)),
-    "zero": (L1L2(), keras.regularizers.L1L2()),
-    "rows": (OrthogonalRegularizer(0.1), keras.regularizers.OrthogonalRegularizer(0.1)),
-    "columns": (
-        OrthogonalRegularizer(0.1, "columns"),
-        keras.regularizers.OrthogonalRegularizer(0.1, "columns"),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_regularizer_alone(name: str) -> None:
-    ours, theirs = REGULARIZERS[name]
-    x = RANDOM.normal(size=(5, 4)).astype(np.float32)
-    assert number(ours(x)) == pytest.approx(number(theirs(ops.convert_to_tensor(x))), rel=1e-5)
-    if name == "zero":
-        return
-    value, gradient = value_and_gradient(ours, x)
-    wanted, slope = value_and_gradient(theirs, x)
-    assert number(value) == pytest.approx(number(wanted), rel=1e-5)
-    np.testing.assert_allclose(gradient, slope, rtol=1e-4, atol=1e-6)
-
-
-def test_numbers_every_user_knows() -> None:
-    w = np.array([[1, -2], [-3, 4]], np.float32)
-    assert number(L1(0.5)(w)) == 5.0
-    assert number(L2(0.5)(w)) == 15.0
-    assert number(L1()(w)) == float.fromhex("0x1.999998p-4")
-    assert number(L1L2(1, 1)(w)) == 40.0
-    assert repr(L1L2(1, 2)) == "L1L2(l1=1.0, l2=2.0)"
-
-
-def test_orthogonal_special_cases() -> None:
-    regularizer = OrthogonalRegularizer(1.0)
-    value, gradient = value_and_gradient(regularizer, np.ones((1, 4), np.float32))
-    assert number(value) == 0.0
-    zeros = np.array([[0, 0], [3, 4], [4, 3]], np.float32)
-    value, gradient = value_and_gradient(regularizer, zeros)
-    assert number(value) == pytest.approx(24 / 25 / 3, rel=1e-6)
-    assert np.isfinite(gradient).all()
-    with pytest.raises(ValueError, match=r"must have rank 2. Received: inputs.shape=\(2, 2, 2\)"):
-        regularizer(np.ones((2, 2, 2), np.float32))
-
-
-def test_bad_factors() -> None:
-    with pytest.raises(ValueError, match="expected a non-negative float"):
-        L1(-1.0)
-    with pytest.raises(ValueError, match="expected a non-negative float"):
-        L1L2(l2=float("nan"))
-    with pytest.raises(ValueError, match="mode=x"):
-        OrthogonalRegularizer(0.1, "x")
-
-
-def test_integers() -> None:
-    assert number(L1(1.0)(np.array([3, -4]))) == 7.0
-
-
-def test_keras_knows_them() -> None:
-    for regularizer in (L1(0.1), L2(0.2), L1L2(0.3, 0.4), OrthogonalRegularizer(0.5, "columns")):
-        config = keras.regularizers.serialize(regularizer)
-        again = keras.regularizers.deserialize(config)
-        assert type(again) is type(regularizer)
-        assert again.get_config() == regularizer.get_config()
-        assert isinstance(regularizer, keras.regularizers.Regularizer)
-        assert isinstance(regularizer, regularizers.Regularizer)
 
 
 def save(model: Any, folder: Path) -> Any:
