@@ -253,7 +253,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     def penalized(self) -> Penalized:
         """What has a penalty at this moment."""
-        now = [module._parameters.get(key) for module, key in self._places]
+        now: list[Any] = [there.get(key) for there, key in self._places]
         if not all(map(is_, now, self._params)):
             self._find(self._rules)
         elif [param.requires_grad for param in now] != self._was_trained:
@@ -262,7 +262,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     def _find(self, rules: Regularizers) -> None:
         """Finds the model's parameters, and what the rules make of them."""
-        places: list[tuple[torch.nn.Module, str]] = []
+        places: list[tuple[dict[str, Any], str]] = []  # in the dicts that modules keep
         names: list[str] = []
         params: list[Any] = []
         seen = set()
@@ -271,7 +271,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
                 if param is None or id(param) in seen:
                     continue
                 seen.add(id(param))
-                places.append((module, key))
+                places.append((module._parameters, key))
                 names.append(f"{prefix}.{key}" if prefix else key)
                 params.append(param)
         asked = [
