@@ -213,11 +213,10 @@ def _scale(scale: Any, name: str, negative: str) -> float:
 
 
 def _float(scale: Any, name: str) -> float:
-    wrong = f"{name}: got a {type(scale).__name__}; wanted a float"
     if rank := np.ndim(scale):  # weights, where the regularizer was to be made first
-        raise TypeError(f"{wrong}, not an array of rank {rank}")
+        raise TypeError(f"{name}: got an array of rank {rank}; wanted a float")
     if not hasattr(scale, "__float__"):
-        raise TypeError(wrong)
+        raise TypeError(f"{name}: got {scale!r}; wanted a float")
     try:
         return float(scale)
     except OverflowError:  # a fraction, say, which is no integer

@@ -73,8 +73,6 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
     Raises:
         ValueError: no inputs (in TensorFlow's words), or one that is not a scalar.
     """
-    if not isinstance(inputs, Iterable):
-        raise TypeError(f"inputs: got a {type(inputs).__name__}; wanted a sequence of losses")
     inputs = list(inputs)
     if not inputs:
         raise ValueError(
