@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -18,7 +17,6 @@
 #include "module.hpp"
 #include "results.hpp"
 #include "signals.hpp"
-#include "threads.hpp"
 
 namespace fused_penalties {
 namespace {

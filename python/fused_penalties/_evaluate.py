@@ -69,8 +69,8 @@ def bind_once(
             refuse_without_values(buffers[at], label(at))
         if one.linear and any(one.linear):
             bound[at] = buffers[at]
-    if all(one is NOTHING for one in bound):  # a result on a GPU is there all the same
-        bound = [next((item for item in items if on_cuda(item)), NOTHING), *bound[1:]][: len(bound)]
+    if bound and all(one is NOTHING for one in bound):  # a result on a GPU is there all the same
+        bound[0] = next((item for item in items if on_cuda(item)), NOTHING)
     return bind(bound, names, single, wide=wide), buffers
 
 
@@ -135,16 +135,9 @@ def one_buffer(x: Any) -> tuple[Any, str]:
 
 def one_penalty(x: Any, parts: Parts) -> Scalar | None:
     """The penalty of the one buffer `x`; None if there is none."""
-    buffer, dtype = one_buffer(x)
-    if parts.others:  # which read it for themselves
-        refuse_without_values(buffer, "weights")
-    read = parts.linear and any(parts.linear)
-    plan = bind(
-        [buffer if read or on_cuda(buffer) else NOTHING],
-        single=True,
-        wide=_core.RESULT_IS_FLOAT64[dtype],
-    )
-    return value(plan, evaluation_of(plan, [buffer], parts))
+    buffer, _ = one_buffer(x)
+    plan, buffers = bind_once([buffer], parts, single=True, label=lambda _: "weights")
+    return value(plan, evaluation_of(plan, buffers, parts))
 
 
 def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
