@@ -1,8 +1,4 @@
 #include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
 // AVX2 with FMA and F16C: Haswell, Zen and later.
 #include <immintrin.h>
 

@@ -1,8 +1,4 @@
 #include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
-#include <cstdlib>
 // AVX-512 F, BW, DQ and VL: Skylake-SP, Zen 4 and later.
 #include <immintrin.h>
 
