@@ -1,4 +1,3 @@
-#include <cstdlib>
 // AVX2 with FMA and F16C: Haswell, Zen and later.
 #include <immintrin.h>
 

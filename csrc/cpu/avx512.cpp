@@ -1,4 +1,3 @@
-#include <cstdlib>
 // AVX-512 F, BW, DQ and VL: Skylake-SP, Zen 4 and later.
 #include <immintrin.h>
 

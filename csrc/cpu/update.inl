@@ -107,35 +107,6 @@ inline void change_all(const typename W::Element* w, typename G::Element* g, uin
     memcpy(g + i, last_g, (n - i) * sizeof last_g[0]);
 }
 
-#if defined(__AVX__)
-static const bool kNT = getenv("NT") != nullptr;
-template <class W, class G, class Change>
-inline void change_stream(const typename W::Element* w, typename G::Element* g, uint64_t n, const Change& change) {
-    if constexpr (std::is_same<typename G::Element, float>::value && std::is_same<typename W::Element, float>::value) {
-        if (kNT) {
-            constexpr uintptr_t al = W::kCount * 4;
-            uint64_t k = (al - uintptr_t(g) % al) % al / 4;
-            if (k > n) k = n;
-            change_all<W, G>(w, g, k, change);
-            w += k; g += k; n -= k;
-            uint64_t i = 0;
-            for (; i + W::kCount <= n; i += W::kCount) {
-                auto v = change(W::load(w + i), W::load(w + i));
-                if constexpr (sizeof v == 32) _mm256_stream_ps(g + i, *(__m256*)&v);
-#if defined(__AVX512F__)
-                else _mm512_stream_ps(g + i, *(__m512*)&v);
-#endif
-            }
-            change_all<W, G>(w + i, g + i, n - i, change);
-            _mm_sfence();
-            return;
-        }
-    }
-    change_all<W, G>(w, g, n, change);
-}
-#else
-#define change_stream change_all
-#endif
 template <class Weight, class Grad, bool kAdded>
 void differentiate(const void* weights, void* grads, uint64_t n, Factors factors) {
     using W = OneVector<Weight>;
@@ -146,9 +117,9 @@ void differentiate(const void* weights, void* grads, uint64_t n, Factors factors
     auto* g = static_cast<typename G::Element*>(grads);
     const Vector x = broadcast(Vector{}, factors.x), y = broadcast(Vector{}, factors.y);
     const bool l1 = Real(factors.x) != 0, l2 = Real(factors.y) != 0;
-    if (l1 && l2) { if (kAdded) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, true>{x, y}); else change_stream<W, G>(w, g, n, Gradient<W, kAdded, true, true>{x, y}); }
-    if (l1 && !l2) { if (kAdded) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, false>{x, y}); else change_stream<W, G>(w, g, n, Gradient<W, kAdded, true, false>{x, y}); }
-    if (!l1 && l2) { if (kAdded) change_all<W, G>(w, g, n, Gradient<W, kAdded, false, true>{x, y}); else change_stream<W, G>(w, g, n, Gradient<W, kAdded, false, true>{x, y}); }
+    if (l1 && l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, true>{x, y});
+    if (l1 && !l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, true, false>{x, y});
+    if (!l1 && l2) change_all<W, G>(w, g, n, Gradient<W, kAdded, false, true>{x, y});
     if (!l1 && !l2 && !kAdded) memset(g, 0, n * sizeof *g);
 }
 
