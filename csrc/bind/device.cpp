@@ -194,34 +194,36 @@ public:
     }
 
     void add_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads, const py::object& uploaded,
-                  double upstream) {
+                  const py::object& upstream) {
         check_own(strengths);
         void* const there = memory(uploaded, grads.table.bytes().size());
+        const cuda::Number factor = number(upstream);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
             use(queue, captured, strengths);
-            differentiate(queue, captured, grads.table, there, upstream, false);
+            differentiate(queue, captured, grads.table, there, factor, false);
         });
     }
 
     void write_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads, const py::object& uploaded,
-                    double upstream) {
+                    const py::object& upstream) {
         check_own(strengths);
         const cuda::Table there = grads.table.at(memory(uploaded, grads.table.bytes().size()));
+        const cuda::Number factor = number(upstream);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
             use(queue, captured, strengths);
-            cuda::launch(
-                queue, grads.table,
-                cuda::UpdateArguments{ChangeKind::stored_gradient, there, {}, coefficients_, upstream, nullptr});
+            cuda::launch(queue, grads.table,
+                         cuda::UpdateArguments{ChangeKind::stored_gradient, there, {}, coefficients_, factor});
         });
     }
 
     void value_and_grad(Handle stream, const DeviceStrengths& strengths, const GradTable& grads,
-                        const py::object& uploaded, double upstream, const py::object& value) {
+                        const py::object& uploaded, const py::object& upstream, const py::object& value) {
         check_own(strengths);
         void *const there = memory(uploaded, grads.table.bytes().size()), *const of_all = results(value, 1);
+        const cuda::Number factor = number(upstream);
         with_grads(stream, grads, [&](const Queue& queue, bool captured) {
             use(queue, captured, strengths);
-            differentiate(queue, captured, grads.table, there, upstream, true);
+            differentiate(queue, captured, grads.table, there, factor, true);
             finish_penalty(queue, captured, of_all, nullptr);
         });
     }
@@ -263,7 +265,7 @@ public:
             results.norm = both;
             results.max_norm = max_norm;
             cuda::launch(queue, results);
-            cuda::launch(queue, table, cuda::UpdateArguments{ChangeKind::clip, on_device, {}, {}, 0, both + 1});
+            cuda::launch(queue, table, cuda::UpdateArguments{ChangeKind::clip, on_device, {}, {}, {0, both + 1, true}});
         });
     }
 
@@ -284,12 +286,19 @@ private:
     Queue queue(Handle stream) const { return {device(), stream_of(stream)}; }
 
     // Where an array of the plan's library lies, which has room for so many bytes.
-    void* memory(const py::object& array, size_t bytes) const { return arrays_.find(array, device(), bytes); }
+    void* memory(const py::object& array, size_t bytes) const { return arrays_.find(array, device(), bytes).data; }
     double* doubles(const py::object& array, size_t count) const {
         return static_cast<double*>(memory(array, count * sizeof(double)));
     }
     void* results(const py::object& array, size_t count) const {
         return array.is_none() ? nullptr : memory(array, count * (weights_.wide() ? sizeof(double) : sizeof(float)));
+    }
+
+    // A float, or an array of the plan's library with one float32 or float64.
+    cuda::Number number(const py::object& number) const {
+        if (py::isinstance<py::float_>(number)) return {number.cast<double>(), nullptr, true};
+        const DeviceArrays::Memory found = arrays_.find(number, device(), sizeof(float));
+        return {0, found.data, found.bytes == sizeof(double)};
     }
 
     // Calls run(queue, captured) after whatever this plan did before, on any stream: its calls share workspaces. A
@@ -341,8 +350,8 @@ private:
         cuda::launch(queue, table_, cuda::SumArguments{uploaded_table(), {}, workspace(captured), coefficients});
     }
 
-    void differentiate(const Queue& queue, bool captured, const HostTable& table, void* uploaded, double upstream,
-                       bool sum) {
+    void differentiate(const Queue& queue, bool captured, const HostTable& table, void* uploaded,
+                       const cuda::Number& upstream, bool sum) {
         cuda::launch(
             queue, table,
             cuda::GradientArguments{table.at(uploaded), {}, workspace(captured), coefficients_, upstream, sum});
@@ -386,7 +395,7 @@ private:
         after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
             use(queue, captured, strengths);
             cuda::launch(queue, table_,
-                         cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, number, nullptr});
+                         cuda::UpdateArguments{kind, uploaded_table(), {}, coefficients_, {number, nullptr, true}});
         });
     }
 

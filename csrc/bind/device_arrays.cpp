@@ -21,7 +21,7 @@ DeviceArrays::DeviceArrays(const py::object& example)
                              "; wanted a torch tensor or a CuPy array");
 }
 
-void* DeviceArrays::find(py::handle array, int device, size_t bytes) const {
+DeviceArrays::Memory DeviceArrays::find(py::handle array, int device, size_t bytes) const {
     uint64_t found = 0;
     dlpack::Device where{dlpack::kCuda, 0};
     void* data = nullptr;
@@ -43,7 +43,7 @@ void* DeviceArrays::find(py::handle array, int device, size_t bytes) const {
     if (plain(where).type != dlpack::kCuda || where.id != device || found < bytes)
         throw py::value_error("memory: got " + std::to_string(found) + " bytes on " + name_of(where) + "; wanted " +
                               std::to_string(bytes) + " on cuda:" + std::to_string(device));
-    return data;
+    return {data, found};
 }
 
 Seen::Seen(const py::list& items) {

@@ -57,8 +57,12 @@ public:
     DeviceArrays() = default;
     explicit DeviceArrays(const py::object& example);
 
+    struct Memory {
+        void* data;
+        uint64_t bytes;
+    };
     // Throws ValueError unless it is on that device, and has at least so many bytes.
-    void* find(py::handle array, int device, size_t bytes) const;
+    Memory find(py::handle array, int device, size_t bytes) const;
 
 private:
     py::object type_;                           // theirs

@@ -59,8 +59,8 @@ std::string dtype_of(const py::object& array, const std::string& label) {
     return name;
 }
 
-// Where tensors are, and what they are there: while their memory is kept, the same bytes mean the same elements. None if
-// one has no table that could be asked.
+// Where tensors are, and what they are there: while their memory is kept, the same bytes mean the same elements. None
+// if one has no table that could be asked.
 py::object place_of(const py::list& tensors) {
     std::vector<int64_t> facts;
     facts.reserve(8 * tensors.size());  // enough for most

@@ -36,12 +36,19 @@ struct SumArguments {
     Coefficients coefficients;  // or null: every buffer is read
 };
 
+// The number of a change: known here, or read by the kernel, so that nobody waits for what computes it.
+struct Number {
+    double known;
+    const void* on_device;  // where it lies in device memory, or null
+    bool wide;              // there it is float64, else float32
+};
+
 struct GradientArguments {
     Table table;
     Range range;
     Workspace workspace;
     Coefficients coefficients;
-    double upstream;
+    Number upstream;
     bool sum;  // in the same read
 };
 
@@ -50,8 +57,7 @@ struct UpdateArguments {
     Table table;
     Range range;
     Coefficients coefficients;  // or null: every buffer is changed
-    double number;              // the change's
-    const double* on_device;    // where the number is in device memory instead, or null
+    Number number;
 };
 
 // Where results go; null if one is not wanted. Over all buffers either the penalty is wanted or sums, never both.

@@ -15,6 +15,11 @@ namespace cuda {
 #endif
 constexpr bool kGradientPrefetch = FUSED_PENALTIES_GPU_GRADIENT_PREFETCH != 0;
 
+FUSED_PENALTIES_DEVICE double value_of(const Number& number) {
+    if (!number.on_device) return number.known;
+    return number.wide ? *static_cast<const double*>(number.on_device) : *static_cast<const float*>(number.on_device);
+}
+
 FUSED_PENALTIES_DEVICE bool penalized(const Coefficients& coefficients, uint32_t i) {
     return coefficients.l1[i] != 0 || coefficients.l2[i] != 0;
 }
@@ -72,12 +77,13 @@ FUSED_PENALTIES_DEVICE void prefetch_elements(const Place& place, uint64_t first
 FUSED_PENALTIES_DEVICE void gradient(const GradientArguments& arguments, WarpMemory& memory, uint32_t warp,
                                      uint32_t warps) {
     const Table& table = arguments.table;
+    const double upstream = value_of(arguments.upstream);
     Partial partial(arguments.workspace, memory);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               const double l1 = arguments.coefficients.l1[i], l2 = arguments.coefficients.l2[i];
               if (l1 == 0 && l2 == 0) return;
-              const Factors factors = canon::factors_of(ChangeKind::gradient, l1, l2, arguments.upstream);
+              const Factors factors = canon::factors_of(ChangeKind::gradient, l1, l2, upstream);
               const DType dtype = buffer.weights.dtype;
               const bool idle = !buffer.target.data || canon::is_idle(ChangeKind::gradient, dtype, factors);
               if (idle && !arguments.sum) return;
@@ -111,7 +117,7 @@ FUSED_PENALTIES_DEVICE void update(const UpdateArguments& arguments, unsigned ch
                                    uint32_t warps) {
     const Table& table = arguments.table;
     const ChangeKind kind = arguments.kind;
-    const double number = arguments.on_device ? *arguments.on_device : arguments.number;
+    const double number = value_of(arguments.number);
     if (kind == ChangeKind::clip && number == 1) return;
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {

@@ -151,24 +151,26 @@ class DevicePlan:
                 for value, dtype in zip(values, self.dtypes, strict=True)
             ]
 
-    def add_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
+    def add_grad(self, strengths: Any, grads: list[Any], upstream: Any) -> None:
         found = self._find(strengths, grads)
         with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            self._core.add_grad(stream, strengths, found, *uploaded.memory, upstream)
+            factor = self._number(upstream)
+            self._core.add_grad(stream, strengths, found, *uploaded.memory, factor)
 
-    def write_grad(self, strengths: Any, grads: list[Any], upstream: float) -> None:
+    def write_grad(self, strengths: Any, grads: list[Any], upstream: Any) -> None:
         found = self._find(strengths, grads)
         with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            self._core.write_grad(stream, strengths, found, *uploaded.memory, upstream)
+            factor = self._number(upstream)
+            self._core.write_grad(stream, strengths, found, *uploaded.memory, factor)
 
-    def value_and_grad(self, strengths: Any, grads: list[Any], upstream: float) -> Any:
+    def value_and_grad(self, strengths: Any, grads: list[Any], upstream: Any) -> Any:
         found = self._find(strengths, grads)
         with self._beside_others() as stream:
             uploaded = self._uploaded(found, grads, stream, workspaces=False)
-            value = self._empty(dtype=self._dtype)
-            self._core.value_and_grad(stream, strengths, found, *uploaded.memory, upstream, value)
+            factor, value = self._number(upstream), self._empty(dtype=self._dtype)
+            self._core.value_and_grad(stream, strengths, found, *uploaded.memory, factor, value)
         return value
 
     def prox(self, strengths: Any, step: float) -> None:
@@ -241,6 +243,10 @@ class DevicePlan:
             _left.append((self._core.until_now(stream), remembered.pop(0).memory))
         self._remembered = remembered
         return found
+
+    def _number(self, given: Any) -> Any:
+        """What a kernel reads by itself; else a float, which may have to be waited for."""
+        return given if self._library.is_number(given, self._core.device) else float(given)
 
     def _empty(self, *shape: int, dtype: str = "float64") -> Any:
         return self._library.empty(shape, dtype, self._core.device)

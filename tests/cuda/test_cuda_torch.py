@@ -174,6 +174,31 @@ def test_nothing_is_waited_for() -> None:
     assert side.stream.done
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64"])
+@pytest.mark.parametrize("call", ["add_grad", "write_grad", "value_and_grad"])
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_an_upstream_that_is_on_the_gpu(library: str, call: str, dtype: str) -> None:
+    """Kernels read it in the order of the stream; types that they do not know are waited for."""
+    of_cupy = library == "cupy"
+    x, g = (values.make("normal", "float32", 9000, seed) for seed in (1, 2))
+    twins = Twins([x, g])
+    weights, grads = twins.gpu if of_cupy else map(tensor_of, twins.gpu)
+    (cupys,), torchs = gpu.streams(1), torch.cuda.Stream()
+    cupy.cuda.Device().synchronize()
+    with cupys, torch.cuda.stream(torchs):
+        plan, on_cpu = (fp.Plan([w], L1L2(0.1, 0.3)) for w in (weights, twins.host[0]))
+        getattr(plan._plan, call)(plan._applied.evaluation.strengths, [grads], 0.0)
+        getattr(on_cpu._plan, call)(on_cpu._applied.evaluation.strengths, [twins.host[1]], 0.0)
+        one = np.array(-3, dtype)
+        upstream = cupy.asarray(one) if of_cupy else torch.as_tensor(one, device="cuda:0")
+        getattr(plan._plan, call)(plan._applied.evaluation.strengths, [grads], upstream)
+        if gpu.EMULATED and dtype in ("float32", "float64"):
+            assert not (cupys if of_cupy else torchs.stream).done
+        getattr(on_cpu._plan, call)(on_cpu._applied.evaluation.strengths, [twins.host[1]], -3.0)
+        (cupys if of_cupy else torchs).synchronize()
+    twins.check()
+
+
 @gpu.several
 def test_on_the_other_device() -> None:
     x = values.make("normal", "float32", 9000)
@@ -271,6 +296,23 @@ def test_torch(name: str) -> None:
         got = grad.contiguous().view(unsigned.dtype).cpu().numpy().view(x.dtype)
         assert got.tobytes() == want.tobytes()
     torch.cuda.synchronize()
+
+
+@gpu.hardware
+def test_a_penalty_in_a_loss_waits_for_nothing() -> None:
+    from fused_penalties.torch import penalty
+
+    params = [torch.nn.Parameter(torch.randn(n, device="cuda")) for n in (9000, 70)]
+    scale = torch.tensor(3.0, device="cuda")
+    for turn in range(2):  # the first one finds the memory of weights and gradients
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error" if turn else "default")
+        try:
+            (penalty(params, L2(0.5)) * scale).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for param in params:
+        assert torch.equal(param.grad, 2 * (3.0 * param.detach()))
 
 
 @gpu.hardware

@@ -34,6 +34,9 @@ class Memory(Protocol):
     def to_host(self, array: Any) -> NDArray[Any]:
         """A copy as a NumPy array, for which the stream is waited for."""
 
+    def is_number(self, value: Any, device: int) -> bool:
+        """True for one float32 or float64 in an array of the library's on this device."""
+
     def cast(self, array: Any, dtype: str) -> Any:
         """The same elements as another dtype."""
 

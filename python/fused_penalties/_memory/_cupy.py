@@ -48,5 +48,13 @@ class CupyMemory:
         host: NDArray[Any] = array.get()
         return host
 
+    def is_number(self, value: Any, device: int) -> bool:
+        return (
+            type(value) is cupy.ndarray
+            and value.device.id == device
+            and value.size == 1
+            and value.dtype.name in ("float32", "float64")
+        )
+
     def cast(self, array: Any, dtype: str) -> Any:
         return array.astype(dtype, copy=False)

@@ -34,5 +34,14 @@ class TorchMemory:
         host: NDArray[Any] = array.cpu().numpy()
         return host
 
+    def is_number(self, value: Any, device: int) -> bool:
+        return (
+            type(value) is torch.Tensor
+            and value.get_device() == device
+            and value.numel() == 1
+            and value.is_floating_point()
+            and value.element_size() >= 4
+        )
+
     def cast(self, array: Any, dtype: str) -> Any:
         return array.to(getattr(torch, dtype))

@@ -48,8 +48,9 @@ class Handle:
         "decay": after the step decoupled weight decay, w = w * (1 - 2 * lr * l2). L1 penalties are
             refused.
 
-    A step does not wait for a GPU, except for a learning rate or, with a fused optimizer, a scale
-    of GradScaler's that is there. Every parameter with a penalty has to be in the optimizer.
+    A step does not wait for a GPU, except for a learning rate that is there and, in the modes after
+    the step, for GradScaler's word to a fused optimizer that it was skipped. Every parameter with a
+    penalty has to be in the optimizer.
 
     Args:
         penalty: its rules, at each step; of functions among them no gradient is known.
@@ -124,7 +125,7 @@ class Handle:
                 "wanted backward() before a step() without it, or the penalty in the loss"
             )
         scale = getattr(optimizer, "grad_scale", None)  # of gradients that the step itself unscales
-        upstream = 1.0 if scale is None else float(scale)
+        upstream = 1.0 if scale is None else scale
         self._follow_schedule()
         for at, part in enumerate(self._find_parts(optimizer)):
             self._value = self._work(at, partial(_add_gradient, part, upstream))
@@ -216,7 +217,7 @@ class Handle:
         return parts
 
 
-def _add_gradient(part: _Part, upstream: float, bound: Bound) -> Any:
+def _add_gradient(part: _Part, upstream: Any, bound: Bound) -> Any:
     grads = [weight.grad for weight in part.weights]
     missing = [k for k, grad in enumerate(grads) if grad is None]
     for k in missing:

@@ -31,8 +31,9 @@ def _value(weights: list[Any], l1: list[float], l2: list[float]) -> Any:
 
 
 def _gradient(weights: list[Any], upstream: Any, l1: list[float], l2: list[float]) -> list[Any]:
-    factor = float(upstream)
     grads = [torch.empty_like(weight) for weight in weights]
+    # The core reads plain tensors without a lazy sign, and waits for none on the weights' device.
+    factor = upstream.detach().resolve_neg() if upstream.is_cuda else float(upstream)
     with_bound(weights, lambda bound: bound.plan.write_grad(bound.strengths(l1, l2), grads, factor))
     return grads
 

@@ -39,6 +39,19 @@ class Tensor(capsules.Framework):
     def detach(self) -> Tensor:
         return Tensor(self.array)
 
+    def get_device(self) -> int:
+        device: int = self.array.data.device_id
+        return device
+
+    def numel(self) -> int:
+        return int(self.array.size)
+
+    def element_size(self) -> int:
+        return int(self.array.dtype.itemsize)
+
+    def is_floating_point(self) -> bool:
+        return self.array.dtype.kind == "f"
+
     def is_neg(self) -> bool:
         return False
 

@@ -71,7 +71,12 @@ void list_of(size_t n) {
     std::vector<Span> spans, targets;
     std::vector<double> l1(n), l2(n);
     const bool differentiates = any(2), sums = !differentiates || any(4);
-    const double upstream = any_factor();
+    // Given to the kernel, or found by it in memory as either type.
+    double upstream = any_factor();
+    const float narrow = float(upstream);
+    const Number numbers[] = {{upstream, nullptr, false}, {0, &upstream, true}, {0, &narrow, false}};
+    const Number number = numbers[any(3)];
+    if (number.on_device == &narrow) upstream = narrow;
     std::vector<ExactSums> wanted(n);
     ExactSums total;
     for (size_t i = 0; i < n; ++i) {
@@ -130,7 +135,7 @@ void list_of(size_t n) {
     forget();
     const Range range{0, host.blocks(), 1 + any(30)};
     if (differentiates) {
-        const GradientArguments arguments{table, range, workspace, {l1.data(), l2.data()}, upstream, sums};
+        const GradientArguments arguments{table, range, workspace, {l1.data(), l2.data()}, number, sums};
         blocks_of_threads(
             blocks, warps,
             [&](uint32_t k, uint32_t warp, uint32_t all) { gradient(arguments, warp_memory[k], warp, all); }, gathered);
