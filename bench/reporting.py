@@ -7,12 +7,11 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -47,8 +46,7 @@ class Report:
         return {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
-            "numpy": np.__version__,
-            "torch": torch.__version__,
+            **versions(),
             "rounds": self.options.rounds,
         }
 
@@ -56,7 +54,7 @@ class Report:
         info = fp.build_info()
         return (
             f"fused-penalties {info['version']}, {info['active_isa']}, {os.cpu_count()} cores, "
-            f"numpy {np.__version__}, torch {torch.__version__}"
+            + ", ".join(" ".join(one) for one in versions().items())
         )
 
     def measure(self, contenders: Contenders) -> tuple[Times, Times]:
@@ -112,6 +110,12 @@ class Report:
 
     def figures(self) -> dict[str, Any]:
         return {"machine": self.machine, "build": fp.build_info(), "results": self.results}
+
+
+def versions() -> dict[str, str]:
+    """Those of the libraries that the benchmark has imported."""
+    names = "numpy", "torch", "keras", "jax", "tensorflow"
+    return {name: sys.modules[name].__version__ for name in names if name in sys.modules}
 
 
 def ratio_text(row: dict[str, Any]) -> str:
