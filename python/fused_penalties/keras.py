@@ -8,9 +8,10 @@ own regularizers and of these, in `fit`, in `evaluate` and as `model.losses`::
     model.compile("sgd", "mse")
     model.fit(x, y)
 
-On torch it reads each weight once, and once more for its gradient; on TensorFlow it reads each once
-for the value. JAX, and TensorFlow where it compiles with XLA, runs on a GPU or distributes, get
-plain operations of the same value, which they fuse into what is around them.
+On torch, and on TensorFlow in eager mode, it reads each weight once, and once more for its
+gradient; in TensorFlow's graphs it reads each once for the value. JAX, and TensorFlow where it
+compiles with XLA, runs on a GPU or distributes, get plain operations of the same value, which they
+fuse into what is around them.
 
 The L2 penalty of Keras is l2 * sum(w**2): **no factor 1/2**.
 
@@ -21,7 +22,6 @@ knows their names from then on, and loads nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
@@ -367,6 +367,13 @@ _Penalty: TypeAlias = Callable[..., Tensor]
 """From tensors, the (l1, l2) of each, and their model to a loss that the backend differentiates."""
 
 
+def _each_of(coefficients: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Every l1 and every l2; only one if all are the same."""
+    if all(pair == coefficients[0] for pair in coefficients):
+        coefficients = coefficients[:1]
+    return [l1 for l1, _ in coefficients], [l2 for _, l2 in coefficients]
+
+
 def _torch_penalty() -> _Penalty:
     import torch
 
@@ -386,9 +393,7 @@ def _torch_penalty() -> _Penalty:
         known = device.type in ("cpu", "meta") or (device.type == "cuda" and cuda.is_available())
         if not known or not all(is_read(x, device) for x in tensors):
             return _plain(tensors, coefficients)
-        if all(pair == coefficients[0] for pair in coefficients):
-            coefficients = coefficients[:1]
-        l1, l2 = zip(*coefficients, strict=True)
+        l1, l2 = _each_of(coefficients)
         return fused_penalty(l1, l2, tensors)
 
     return penalty
@@ -396,62 +401,19 @@ def _torch_penalty() -> _Penalty:
 
 def _tensorflow_penalty() -> _Penalty:
     import tensorflow as tf
-    from tensorflow.python.ops import control_flow_util
 
-    from .penalties import penalty as value_of
-
-    @lru_cache(maxsize=1)
-    def on_host_alone() -> bool:
-        return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
-
-    def numpy_reads(model: Any) -> bool:
-        """False where NumPy cannot read, or only what was copied to it.
-
-        XLA calls no Python. A function that is traced without it can be called by one that is
-        compiled later, so in a graph Keras must have been told not to use XLA for the model.
-        """
-        if tf.distribute.has_strategy() or not on_host_alone():
-            return False
-        if tf.executing_eagerly():
-            return True
-        return (
-            getattr(model, "compiled", False)
-            and not model.jit_compile
-            and not control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-        )
-
-    def gradient(x: Tensor, l1: float, l2: float, upstream: Tensor) -> Tensor:
-        wide = tf.cast(x, _wide([x]))
-        upstream = tf.cast(upstream, wide.dtype)
-        terms = [upstream * l1 * tf.sign(wide)] if l1 else []
-        terms += [upstream * (2 * l2) * wide] if l2 else []
-        return tf.cast(sum(terms[1:], start=terms[0]), x.dtype) if terms else tf.zeros_like(x)
+    from .tensorflow._ops import fused_penalty
 
     def penalty(
         tensors: Sequence[Tensor], coefficients: Sequence[tuple[float, float]], model: Any = None
     ) -> Tensor:
-        if not numpy_reads(model):
+        # What is traced without XLA can be called by a function that is compiled with it later, so
+        # in a graph Keras must have been told not to use XLA for the model.
+        without_xla = getattr(model, "compiled", False) and not model.jit_compile
+        if not (tf.executing_eagerly() or without_xla):
             return _plain(tensors, coefficients)
-        listed = [regularizers.L1L2(*pair) for pair in coefficients]
-
-        def with_gradient(*tensors: Tensor) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-            if tf.executing_eagerly():
-                value = tf.convert_to_tensor(value_of([x.__array__() for x in tensors], listed))
-            else:
-                value = tf.numpy_function(
-                    lambda *arrays: value_of(arrays, listed), tensors, _wide(tensors), False
-                )
-                value.set_shape(())
-
-            def grad(upstream: Tensor) -> list[Tensor]:
-                return [
-                    gradient(x, *pair, upstream)
-                    for x, pair in zip(tensors, coefficients, strict=True)
-                ]
-
-            return value, grad
-
-        return tf.custom_gradient(with_gradient)(*map(tf.convert_to_tensor, tensors))
+        l1, l2 = _each_of(coefficients)
+        return fused_penalty(l1, l2, tensors)
 
     return penalty
 
