@@ -47,6 +47,18 @@ GIVEN = {
         x, y = rng.random((64, 784), np.float32), rng.integers(10, size=64)
         """,
     ),
+    "tensorflow": (
+        ("tensorflow",),
+        """
+        import os
+        os.environ["KERAS_BACKEND"] = "tensorflow"
+        import numpy as np
+        import tensorflow as tf
+        tf.keras.utils.set_random_seed(0)
+        rng = np.random.default_rng(0)
+        batches = [(rng.random((16, 784), np.float32), rng.integers(10, size=16)) for _ in range(5)]
+        """,
+    ),
 }
 EXAMPLES = re.findall(r"```diff\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
