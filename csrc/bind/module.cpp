@@ -12,6 +12,7 @@
 #include "cpu/dispatch.hpp"
 #include "cpu/pool.hpp"
 #include "facts.hpp"
+#include "jax/penalty.hpp"
 #include "results.hpp"
 #include "tensors.hpp"
 #include "threads.hpp"
@@ -205,6 +206,10 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.def("use_isa", &switch_isa, arg("name"));
     m.def("default_threads", &default_threads);
     m.def("checked_threads", &checked_threads, arg("threads"));
+
+    // For the handler that is compiled apart: csrc/jax/interface.hpp.
+    m.attr("JAX_INTERFACE") = kJaxInterface;
+    m.attr("PENALTY_OF_ROWS") = reinterpret_cast<uintptr_t>(&penalty_of_rows);
 
     define_host_plan(m);
 #if defined(FUSED_PENALTIES_CUDA)

@@ -30,6 +30,10 @@ def why_isa() -> str: ...
 def use_isa(name: str) -> str: ...
 def default_threads() -> int: ...
 def checked_threads(threads: Any) -> int: ...  # 0 for None
+
+JAX_INTERFACE: int
+PENALTY_OF_ROWS: int  # the address of a C function: csrc/jax/interface.hpp
+
 def bind(
     items: Sequence[Any],
     names: Sequence[Any] | None,
