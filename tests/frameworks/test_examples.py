@@ -37,6 +37,25 @@ GIVEN = {
         ]
         """,
     ),
+    "jax": (
+        ("jax", "optax"),
+        """
+        import jax
+        import numpy as np
+        rng = np.random.default_rng(0)
+        def layer(inputs, outputs):
+            kernel = rng.standard_normal((inputs, outputs)).astype(np.float32) / 4
+            return {"kernel": kernel, "bias": np.ones(outputs, np.float32)}
+        params = {"dense": layer(16, 32), "out": layer(32, 10)}
+        def apply(params, x):
+            for name in "dense", "out":
+                x = jax.nn.tanh(x @ params[name]["kernel"] + params[name]["bias"])
+            return x
+        loader = [
+            (rng.standard_normal((8, 16), np.float32), rng.integers(10, size=8)) for _ in range(5)
+        ]
+        """,
+    ),
     "keras": (
         ("keras", "torch"),
         """
