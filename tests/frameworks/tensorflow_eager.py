@@ -41,7 +41,7 @@ def plain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("plain operations")
 
-    monkeypatch.setattr(_ops, "_expression", refuse)
+    monkeypatch.setattr(_ops, "expression", refuse)
     monkeypatch.setattr(_ops, "_gradients", refuse)
 
 

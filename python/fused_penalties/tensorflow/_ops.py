@@ -35,7 +35,7 @@ def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[An
     One coefficient in l1 and l2 is that of all.
     """
     if not _python_may_read():
-        return _expression(l1, l2, [tf.convert_to_tensor(w) for w in weights])
+        return expression(l1, l2, [tf.convert_to_tensor(w) for w in weights])
     if tf.executing_eagerly():
         return _eager(l1, l2, _read(weights))
     return _in_graph(l1, l2, [tf.convert_to_tensor(w) for w in weights])
@@ -56,8 +56,16 @@ def _python_may_read() -> bool:
 
 @lru_cache(maxsize=1)
 def _only_one_cpu() -> bool:
-    """False with a GPU, and with several devices made of one: one operation reads from one."""
-    return [device.device_type for device in tf.config.list_logical_devices()] == ["CPU"]
+    """False with a GPU, and with several devices made of one: one operation reads from one.
+
+    To ask for the logical devices would start TensorFlow's threads and take the memory of GPUs,
+    before a session of TensorFlow 1 has said how much of them it wants.
+    """
+    visible = tf.config.get_visible_devices()
+    if [device.device_type for device in visible] != ["CPU"]:
+        return False
+    made_of_it = tf.config.get_logical_device_configuration(visible[0])
+    return made_of_it is None or len(made_of_it) == 1
 
 
 def _result_dtype(weights: Sequence[Any]) -> Any:
@@ -69,14 +77,14 @@ def _of_each(coefficients: Sequence[float], weights: Sequence[Any]) -> Sequence[
     return coefficients if len(coefficients) != 1 else [coefficients[0]] * len(weights)
 
 
-def _expression(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> Any:
+def expression(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> Any:
     """Plain operations, with TensorFlow's own derivatives."""
     dtype = _result_dtype(tensors)
     terms = []
     for w, one, two in zip(tensors, _of_each(l1, tensors), _of_each(l2, tensors), strict=True):
         w = _widened(w)
         found = [one * tf.reduce_sum(tf.abs(w))] if one else []
-        found += [two * tf.reduce_sum(tf.square(w))] if two else []
+        found += [2.0 * two * tf.nn.l2_loss(w)] if two else []  # which stores no squares
         terms += [tf.cast(term, dtype) for term in found]
     return tf.add_n(terms) if terms else tf.zeros((), dtype)
 
