@@ -43,6 +43,11 @@ def __dir__() -> list[str]:
 _log = logging.getLogger("fused_penalties")
 _NO_PARTS = Parts(None, ())
 
+PENALTY_OF_PENALTIES = (
+    "apply_regularization was given regularization losses, and computes the penalty of penalties; "
+    "give it the weights, or add up the losses with get_regularization_loss()"
+)
+
 
 class Scaled(Regularizer):
     """l1 * sum(|w|) + l2 * sum(w**2), with a name; contrib's factor 1/2 is already in l2."""
@@ -103,9 +108,7 @@ def l1_regularizer(scale: float, scope: str | None = None) -> Regularizer:
     Raises ValueError for a scale that is an integer, negative or not finite, TypeError for what is
     no number.
     """
-    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}")
-    name = scope or "l1_regularizer"
-    return Scaled(value, 0.0, name) if value else _switched_off(name)
+    return l1_of(scale, scope, _log)
 
 
 def l2_regularizer(scale: float, scope: str | None = None) -> Regularizer:
@@ -114,9 +117,7 @@ def l2_regularizer(scale: float, scope: str | None = None) -> Regularizer:
     Raises ValueError for a scale that is an integer, negative or not finite, TypeError for what is
     no number.
     """
-    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}.")
-    name = scope or "l2_regularizer"
-    return Scaled(0.0, value / 2, name) if value else _switched_off(name)
+    return l2_of(scale, scope, _log)
 
 
 def l1_l2_regularizer(
@@ -127,15 +128,7 @@ def l1_l2_regularizer(
     One scale of 0.0 leaves the other penalty, two switch it off. Raises ValueError for a
     scale that is an integer, negative or not finite, TypeError for what is no number.
     """
-    _refuse_integer(scale_l1, "scale_l1")
-    _refuse_integer(scale_l2, "scale_l2")
-    scope = scope or "l1_l2_regularizer"
-    l1, l2 = _float(scale_l1, "scale_l1"), _float(scale_l2, "scale_l2")
-    if l1 == 0.0:
-        return l2_regularizer(l2, scope)
-    if l2 == 0.0:
-        return l1_regularizer(l1, scope)
-    return Sum([l1_regularizer(l1), l2_regularizer(l2)], scope)
+    return l1_l2_of(scale_l1, scale_l2, scope, _log)
 
 
 def sum_regularizer(
@@ -187,18 +180,40 @@ def weights_to_regularize(weights_list: Any) -> tuple[list[Any], tuple[str, ...]
         return [], None
     items, names = collect(weights_list)
     if any(isinstance(item, Loss) for item in items):
-        warnings.warn(
-            "apply_regularization was given regularization losses, and computes the penalty of "
-            "penalties; give it the weights, or add up the losses with get_regularization_loss()",
-            UserWarning,
-            stacklevel=3,
-        )
+        warnings.warn(PENALTY_OF_PENALTIES, UserWarning, stacklevel=3)
         items = [np.asarray(item) if isinstance(item, Loss) else item for item in items]
     return items, names
 
 
-def _switched_off(name: str) -> Regularizer:
-    _log.info("Scale of 0 disables regularizer.")
+# `tensorflow.contrib` shares these, and says in TensorFlow's own log what is switched off.
+
+
+def l1_of(scale: Any, scope: str | None, log: logging.Logger) -> Scaled | Sum:
+    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}")
+    name = scope or "l1_regularizer"
+    return Scaled(value, 0.0, name) if value else _switched_off(name, log)
+
+
+def l2_of(scale: Any, scope: str | None, log: logging.Logger) -> Scaled | Sum:
+    value = _scale(scale, "scale", "Setting a scale less than 0 on a regularizer: {:g}.")
+    name = scope or "l2_regularizer"
+    return Scaled(0.0, value / 2, name) if value else _switched_off(name, log)
+
+
+def l1_l2_of(scale_l1: Any, scale_l2: Any, scope: str | None, log: logging.Logger) -> Scaled | Sum:
+    _refuse_integer(scale_l1, "scale_l1")
+    _refuse_integer(scale_l2, "scale_l2")
+    scope = scope or "l1_l2_regularizer"
+    l1, l2 = _float(scale_l1, "scale_l1"), _float(scale_l2, "scale_l2")
+    if l1 == 0.0:
+        return l2_of(l2, scope, log)
+    if l2 == 0.0:
+        return l1_of(l1, scope, log)
+    return Sum([l1_of(l1, None, log), l2_of(l2, None, log)], scope)
+
+
+def _switched_off(name: str, log: logging.Logger) -> Sum:
+    log.info("Scale of 0 disables regularizer.")
     return Sum([], name)
 
 

@@ -1,4 +1,7 @@
-"""Prints as JSON what Keras 3, tf-slim and TensorFlow answer to the cases of `peer_cases`."""
+"""Prints as JSON what Keras 3, tf-slim and TensorFlow answer to the cases of `peer_cases`.
+
+And what they answer with `fused_penalties.tensorflow.contrib` in the place of tf-slim.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,20 @@ import keras
 import tensorflow as tf
 from tf_slim.layers import regularizers as slim
 
+from fused_penalties.tensorflow import contrib as of_tensors
 from peer_cases import as_numpy, outcomes
 
 
 class TensorFlow:
-    names = {  # noqa: RUF012 - read only
-        "contrib": slim,
-        "regularizers": keras.regularizers,
-        "l2_loss": tf.nn.l2_loss,
-        "add_n": tf.add_n,
-        "array": lambda x, dtype=None: tf.constant(as_numpy(x, dtype)),
-    }
+    def __init__(self, contrib: Any) -> None:
+        self.contrib = contrib
+        self.names = {
+            "contrib": contrib,
+            "regularizers": keras.regularizers,
+            "l2_loss": tf.nn.l2_loss,
+            "add_n": tf.add_n,
+            "array": lambda x, dtype=None: tf.constant(as_numpy(x, dtype)),
+        }
 
     @contextmanager
     def store(self) -> Iterator[SimpleNamespace]:
@@ -38,7 +44,7 @@ class TensorFlow:
                 get_collection=v1.get_collection,
                 get_regularization_losses=v1.losses.get_regularization_losses,
                 get_regularization_loss=v1.losses.get_regularization_loss,
-                apply_regularization=slim.apply_regularization,
+                apply_regularization=self.contrib.apply_regularization,
             )
 
     def number(self, loss: Any) -> float:
@@ -47,4 +53,5 @@ class TensorFlow:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"outcomes": outcomes(TensorFlow())}))
+    sides = {"theirs": slim, "of tensors": of_tensors}
+    print(json.dumps({side: outcomes(TensorFlow(contrib)) for side, contrib in sides.items()}))

@@ -50,8 +50,8 @@ class Ours:
 
 
 @pytest.fixture(scope="module")
-def theirs() -> dict[str, Any]:
-    """Their outcomes, from a Python of its own: TensorFlow would not leave this one as it was."""
+def inside_tensorflow() -> dict[str, Any]:
+    """From a Python of its own: TensorFlow would not leave this one as it was."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("peer_tensorflow.py")],
         env={
@@ -66,7 +66,20 @@ def theirs() -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["outcomes"]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def theirs(inside_tensorflow: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = inside_tensorflow["theirs"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def of_tensors(inside_tensorflow: dict[str, Any]) -> dict[str, Any]:
+    """Those of `fused_penalties.tensorflow.contrib`, on the same tensors."""
+    found: dict[str, Any] = inside_tensorflow["of tensors"]
     return found
 
 
@@ -100,3 +113,26 @@ def test_differences_on_purpose(
 @pytest.mark.parametrize("workflow", peer_cases.WORKFLOWS)
 def test_workflows(workflow: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     assert ours[workflow] == theirs[workflow]
+
+
+CONTRIB = [
+    one
+    for one in (*peer_cases.SAME_NUMBERS, *peer_cases.SAME_OTHERWISE)
+    if one.startswith("contrib.")
+]
+
+
+def test_on_tensors(of_tensors: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for case in (*CONTRIB, *peer_cases.WORKFLOWS):
+        our, their = of_tensors[case], theirs[case]
+        if isinstance(their, dict) and "dtype" in their:
+            relative = RELATIVE[their["dtype"]]
+            their["value"] = pytest.approx(their["value"], rel=relative, abs=0.0)
+        assert our == their, case
+
+
+@pytest.mark.parametrize("expression", [e for e in peer_cases.DIFFERENT if "contrib" in e])
+def test_differences_on_purpose_on_tensors(
+    expression: str, ours: dict[str, Any], of_tensors: dict[str, Any]
+) -> None:
+    assert of_tensors[expression] == ours[expression]
