@@ -196,17 +196,20 @@ class _Fusion:
         return known[1]
 
     def __call__(self) -> list[Tensor]:
-        fused, rest = [], []
+        fused, pairs, rest = [], [], []
+        regularizer = coefficients = None
         for variable in self.model.trainable_weights:
-            regularizer = variable.regularizer
+            if variable.regularizer is not regularizer:  # many follow each other with the same
+                regularizer = variable.regularizer
+                coefficients = self.strengths(regularizer)
             if regularizer is None:
                 continue
-            coefficients = self.strengths(regularizer)
             if coefficients is None or self.dtype(variable) not in _core.RESULT_IS_FLOAT64:
                 rest.append(variable)
             else:
-                fused.append((variable.value, coefficients))
-        losses = [_penalty(*zip(*fused, strict=True), self.model)] if fused else []
+                fused.append(variable)
+                pairs.append(coefficients)
+        losses = [_penalty(_values(fused), pairs, self.model)] if fused else []
         if rest:
             # Keras' own method, of these weights alone.
             of_rest = SimpleNamespace(trainable_weights=rest)
@@ -226,17 +229,17 @@ class _Strengths:
         self.numbers: dict[int, tuple[Tensor, float]] = {}
 
     def __call__(self, regularizer: Any) -> tuple[float, float] | None:
-        kind = type(regularizer)
-        if isinstance(regularizer, _Added):
-            return regularizer.coefficients(self)
-        if kind not in _LINEAR:  # a subclass may compute anything
-            return None
-        l1 = self.number(getattr(regularizer, "l1", 0.0))
-        l2 = self.number(getattr(regularizer, "l2", 0.0))
+        factors = _FACTORS.get(type(regularizer))
+        if factors is None:  # a subclass may compute anything
+            return regularizer.coefficients(self) if type(regularizer) is _Added else None
+        l1 = self.number(regularizer.l1) if "l1" in factors else 0.0
+        l2 = self.number(regularizer.l2) if "l2" in factors else 0.0
         return None if l1 is None or l2 is None else (l1, l2)
 
     def number(self, factor: Any) -> float | None:
         """None for what may change without notice, or is not known yet: a variable, say."""
+        if type(factor) is float:
+            return factor
         if isinstance(factor, float | int):
             return float(factor)
         known = self.numbers.get(id(factor))
@@ -253,13 +256,13 @@ class _Strengths:
         return value
 
 
-_LINEAR = {
-    L1,
-    L2,
-    L1L2,
-    keras.regularizers.L1,
-    keras.regularizers.L2,
-    keras.regularizers.L1L2,
+_FACTORS = {
+    L1: ("l1",),
+    L2: ("l2",),
+    L1L2: ("l1", "l2"),
+    keras.regularizers.L1: ("l1",),
+    keras.regularizers.L2: ("l2",),
+    keras.regularizers.L1L2: ("l1", "l2"),
 }
 
 
@@ -369,9 +372,39 @@ _Penalty: TypeAlias = Callable[..., Tensor]
 
 def _each_of(coefficients: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     """Every l1 and every l2; only one if all are the same."""
-    if all(pair == coefficients[0] for pair in coefficients):
+    if len(set(coefficients)) == 1:
         coefficients = coefficients[:1]
     return [l1 for l1, _ in coefficients], [l2 for _, l2 in coefficients]
+
+
+_Values: TypeAlias = Callable[[Sequence[Any]], list[Tensor]]
+"""From variables to `variable.value` of each."""
+
+
+def _plain_values(variables: Sequence[Any]) -> list[Tensor]:
+    return [variable.value for variable in variables]
+
+
+def _torch_values() -> _Values:
+    try:
+        from keras.src.backend import get_autocast_scope, in_stateless_scope
+        from keras.src.backend.torch.core import get_device
+    except ImportError:  # another version of Keras
+        return _plain_values
+    kind = keras.Variable
+
+    def values(variables: Sequence[Any]) -> list[Tensor]:
+        """Asks once for all whether a scope has a say in the values.
+
+        `variable.value` asks each time, which takes as long as the penalty of small weights.
+        """
+        if in_stateless_scope() or get_autocast_scope() is not None or str(get_device()) == "meta":
+            return _plain_values(variables)
+        return [
+            v._value if type(v) is kind and v._value is not None else v.value for v in variables
+        ]
+
+    return values
 
 
 def _torch_penalty() -> _Penalty:
@@ -421,3 +454,4 @@ def _tensorflow_penalty() -> _Penalty:
 _makers = {"torch": _torch_penalty, "tensorflow": _tensorflow_penalty}
 _maker = _makers.get(keras.backend.backend())
 _penalty: _Penalty = _plain if _maker is None else _maker()
+_values = _torch_values() if keras.backend.backend() == "torch" else _plain_values

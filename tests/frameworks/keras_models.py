@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
+from keras.src.backend import AutocastScope
 
 import fused_penalties as fp
 import fused_penalties.keras as fused_keras
@@ -122,6 +123,27 @@ def test_regularizers_are_asked_each_time() -> None:
 def plain_total(model: Any) -> float:
     """By Keras' own method."""
     return sum(number(loss) for loss in type(model)._get_regularization_losses(model))
+
+
+def test_scopes_have_their_say() -> None:
+    """A variable has another value in some of Keras' scopes."""
+    model = small("l2", L1(0.1))
+    fuse(model)
+    outside = total(model)
+    state = [(weight, 3.0 * ops.convert_to_tensor(weight)) for weight in model.weights]
+    with keras.StatelessScope(state_mapping=state):
+        assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+        assert total(model) > 2 * outside
+    model.layers[0].kernel.assign(1e-4 * np.ones((6, 6)))
+    with AutocastScope("float16"):
+        rounded = [w.value for w in model.trainable_weights if w.regularizer is not None]
+        assert {keras.backend.standardize_dtype(w.dtype) for w in rounded} == {"float16"}
+        wide = [ops.convert_to_numpy(w).astype(np.float64) for w in rounded]
+        wanted = 0.01 * np.square(wide[0]).sum() + 0.1 * np.abs(wide[1]).sum()
+        assert total(model) == pytest.approx(wanted, rel=1e-6)
+    if BACKEND == "torch":
+        with keras.device("meta"):
+            assert model.losses[0].device.type == "meta"
 
 
 def test_a_factor_that_is_a_variable() -> None:

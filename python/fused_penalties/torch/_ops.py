@@ -31,7 +31,7 @@ def _value(weights: list[Any], l1: list[float], l2: list[float]) -> Any:
 
 
 def _gradient(weights: list[Any], upstream: Any, l1: list[float], l2: list[float]) -> list[Any]:
-    grads = [torch.empty_like(weight) for weight in weights]
+    grads = list(map(torch.empty_like, weights))
     # The core reads plain tensors without a lazy sign, and waits for none on the weights' device.
     factor = upstream.detach().resolve_neg() if upstream.is_cuda else float(upstream)
     with_bound(weights, lambda bound: bound.plan.write_grad(bound.strengths(l1, l2), grads, factor))
@@ -67,11 +67,11 @@ def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[An
 
     One coefficient in l1 and l2 is that of all.
     """
-    if not torch.compiler.is_compiling():
-        return _Penalty.apply(l1, l2, *weights)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+        return _Backward.apply(l1, l2, *weights)
+    if torch.compiler.is_compiling():
         return _expression(l1, l2, weights)
-    return _Reverse.apply(l1, l2, *weights)
+    return _Transformed.apply(l1, l2, *weights)
 
 
 def _expression(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]) -> Any:
@@ -86,20 +86,19 @@ def _expression(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]
     return total
 
 
-class _Reverse(torch.autograd.Function):  # type: ignore[misc]
-    """What torch.compile takes: it refuses a function with a jvp.
+class _Backward(torch.autograd.Function):  # type: ignore[misc]
+    """With the one derivative that training asks for.
 
-    The weights come one by one, since autograd looks for tensors in no list.
+    torch.compile refuses a function with a jvp, and torch takes longer, for each tensor, with a
+    function that can be transformed. The weights come one by one, since autograd looks for tensors
+    in no list.
     """
 
     @staticmethod
-    def forward(l1: tuple[float, ...], l2: tuple[float, ...], *weights: Any) -> Any:
-        return torch.ops.fused_penalties.value(list(weights), l1, l2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.l1, ctx.l2, *weights = inputs
+    def forward(ctx: Any, l1: Sequence[float], l2: Sequence[float], *weights: Any) -> Any:
+        ctx.l1, ctx.l2 = l1, l2
         ctx.save_for_backward(*weights)
+        return torch.ops.fused_penalties.value(weights, l1, l2)
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
@@ -115,20 +114,27 @@ class _Reverse(torch.autograd.Function):  # type: ignore[misc]
                 (upstream * slope).to(w.dtype) for w, slope in zip(weights, slopes, strict=True)
             ]
         else:
-            found = torch.ops.fused_penalties.gradient(list(weights), upstream, l1, l2)
+            found = torch.ops.fused_penalties.gradient(weights, upstream, l1, l2)
         if all(wanted):
             return (None, None, *found)
         grads = iter(found)
         return (None, None, *[next(grads) if one else None for one in wanted])
 
 
-class _Penalty(_Reverse):
-    """With derivatives in forward mode, and batches of weights."""
+class _Transformed(torch.autograd.Function):  # type: ignore[misc]
+    """With derivatives in forward mode too, and batches of weights."""
+
+    @staticmethod
+    def forward(l1: Sequence[float], l2: Sequence[float], *weights: Any) -> Any:
+        return torch.ops.fused_penalties.value(weights, l1, l2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _Reverse.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[2:])
+        ctx.l1, ctx.l2, *weights = inputs
+        ctx.save_for_backward(*weights)
+        ctx.save_for_forward(*weights)
+
+    backward = _Backward.backward
 
     @staticmethod
     def jvp(ctx: Any, _l1: Any, _l2: Any, *tangents: Any) -> Any:
