@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from fused_penalties import contrib, regularizers  # noqa: E402
-from fused_penalties.torch import penalty  # noqa: E402
+from fused_penalties.torch import _ops, penalty  # noqa: E402
 from torch_oracle import assert_close, expression, gradients, tensors  # noqa: E402
 
 # torch's own: of torch.compile, which makes an object of autograd's functions, and of forward mode.
@@ -55,6 +55,43 @@ def test_mixed_dtypes_and_coefficients() -> None:
             assert weight.grad is None
         else:
             assert_close(weight.grad, wanted)
+
+
+@pytest.mark.parametrize(("most", "parts"), [(1, 1), (2, 2), (1000, 6)])
+def test_gradients_that_are_asked_for_part_by_part(
+    most: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight is in two parts, one that is not trained may be a part alone."""
+    shapes = [(7, 5), (3,), (2, 3, 4), (), (100,), (11,)]
+    l1, l2 = [0.25, 0.0, 0.5, 1.0, 0.0, 0.125], [0.5, 0.25, 0.0, 0.0, 1.0, 0.125]
+    weights = tensors(torch.float32, *shapes)
+    weights[1].requires_grad_(False)
+    weights[5] = weights[0]
+    rules = [L1L2(*pair) for pair in zip(l1, l2, strict=True)]
+    whole = penalty(weights, rules)
+    asked = []
+    gradient = _ops._wanted_gradients
+    monkeypatch.setattr(_ops, "_PART", 1)
+    monkeypatch.setattr(_ops, "_MOST_PARTS", most)
+    monkeypatch.setattr(
+        _ops, "_wanted_gradients", lambda *args: asked.append(args[1]) or gradient(*args)
+    )
+    value = penalty(weights, rules)
+    assert torch.equal(value, whole)
+    (3.0 * value).backward()
+    (3.0 * penalty(weights, rules)).backward()
+    assert len(asked) == 2 * parts
+    wanted = [2 * one for one in gradients(weights, l1, l2, 3.0)]
+    assert weights[1].grad is None
+    assert_close(weights[0].grad, wanted[0] + wanted[5])
+    for k in 2, 3, 4:
+        assert_close(weights[k].grad, wanted[k])
+    trained = [weights[k] for k in (0, 2, 4)]
+    slopes = torch.autograd.grad(penalty(weights, rules) ** 2, trained, create_graph=True)
+    second = torch.autograd.grad(slopes[2].sum(), trained[2])[0]
+    # Of p(w)**2 with p' = 2 * w: 2 * p' * sum(p') + 2 * p * 2.
+    slope = 2.0 * weights[4].double()
+    assert_close(second, 2.0 * slope * slope.sum() + 4.0 * expression(weights, l1, l2))
 
 
 def test_convention_of_contrib_has_the_half() -> None:

@@ -6,7 +6,9 @@ Two operators are registered: the value, and the gradient of each tensor. Neithe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -68,7 +70,12 @@ def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[An
     One coefficient in l1 and l2 is that of all.
     """
     if not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
-        return _Backward.apply(l1, l2, *weights)
+        with torch.no_grad():
+            value = torch.ops.fused_penalties.value(weights, l1, l2)
+        for part in _parts(weights):
+            each = (one if len(one) == 1 else one[part] for one in (l1, l2))
+            value = _Backward.apply(value, *each, *weights[part])
+        return value
     if torch.compiler.is_compiling():
         return _expression(l1, l2, weights)
     return _Transformed.apply(l1, l2, *weights)
@@ -86,8 +93,32 @@ def _expression(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]
     return total
 
 
+_PART = 8 << 20  # bytes
+_MOST_PARTS = 32  # whose plans are remembered together
+_sizes_of = attrgetter("nbytes")
+
+
+def _parts(weights: Sequence[Any]) -> Iterator[slice]:
+    """Parts of the list whose gradients autograd asks for one after the other.
+
+    It adds a part's gradients to what is there, and lets them go, before it asks for the next ones.
+    These then get the same memory, most of it in cache. Gradients of all weights at once get theirs
+    from the system, which takes several times as long as to compute them.
+    """
+    if not weights[0].is_cpu or torch.compiler.is_compiling():
+        yield slice(None)
+        return
+    ends = list(accumulate(map(_sizes_of, weights)))
+    least = max(_PART, ends[-1] // _MOST_PARTS)
+    start = before = 0
+    for k, end in enumerate(ends, 1):
+        if end - before >= least or k == len(ends):
+            yield slice(start, k)
+            start, before = k, end
+
+
 class _Backward(torch.autograd.Function):  # type: ignore[misc]
-    """With the one derivative that training asks for.
+    """The penalty as it is, with the one derivative that training asks for, by some weights.
 
     torch.compile refuses a function with a jvp, and torch takes longer, for each tensor, with a
     function that can be transformed. The weights come one by one, since autograd looks for tensors
@@ -95,30 +126,37 @@ class _Backward(torch.autograd.Function):  # type: ignore[misc]
     """
 
     @staticmethod
-    def forward(ctx: Any, l1: Sequence[float], l2: Sequence[float], *weights: Any) -> Any:
+    def forward(
+        ctx: Any, value: Any, l1: Sequence[float], l2: Sequence[float], *weights: Any
+    ) -> Any:
         ctx.l1, ctx.l2 = l1, l2
         ctx.save_for_backward(*weights)
-        return torch.ops.fused_penalties.value(weights, l1, l2)
+        return value
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
-        weights, l1, l2 = ctx.saved_tensors, ctx.l1, ctx.l2
-        wanted = ctx.needs_input_grad[2:]
-        if not all(wanted):
-            at = [k for k, one in enumerate(wanted) if one]
-            l1, l2 = ([each[k] for k in at] for each in (of_each(l1, wanted), of_each(l2, wanted)))
-            weights = [weights[k] for k in at]
-        if torch.is_grad_enabled():  # what is computed here is differentiated too
-            slopes = _slopes(weights, l1, l2)
-            found = [
-                (upstream * slope).to(w.dtype) for w, slope in zip(weights, slopes, strict=True)
-            ]
-        else:
-            found = torch.ops.fused_penalties.gradient(weights, upstream, l1, l2)
-        if all(wanted):
-            return (None, None, *found)
-        grads = iter(found)
-        return (None, None, *[next(grads) if one else None for one in wanted])
+        wanted = ctx.needs_input_grad[3:]
+        return (upstream, None, None, *_wanted_gradients(ctx, wanted, upstream))
+
+
+def _wanted_gradients(ctx: Any, wanted: Sequence[bool], upstream: Any) -> Sequence[Any]:
+    """The gradient of each weight that a context has saved; None where it is not wanted."""
+    if not any(wanted):
+        return [None] * len(wanted)
+    weights, l1, l2 = ctx.saved_tensors, ctx.l1, ctx.l2
+    if not all(wanted):
+        at = [k for k, one in enumerate(wanted) if one]
+        l1, l2 = ([each[k] for k in at] for each in (of_each(l1, wanted), of_each(l2, wanted)))
+        weights = [weights[k] for k in at]
+    if torch.is_grad_enabled():  # what is computed here is differentiated too
+        slopes = _slopes(weights, l1, l2)
+        found = [(upstream * slope).to(w.dtype) for w, slope in zip(weights, slopes, strict=True)]
+    else:
+        found = torch.ops.fused_penalties.gradient(weights, upstream, l1, l2)
+    if all(wanted):
+        return found
+    grads = iter(found)
+    return [next(grads) if one else None for one in wanted]
 
 
 class _Transformed(torch.autograd.Function):  # type: ignore[misc]
@@ -134,7 +172,9 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_backward(*weights)
         ctx.save_for_forward(*weights)
 
-    backward = _Backward.backward
+    @staticmethod
+    def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
+        return (None, None, *_wanted_gradients(ctx, ctx.needs_input_grad[2:], upstream))
 
     @staticmethod
     def jvp(ctx: Any, _l1: Any, _l2: Any, *tangents: Any) -> Any:

@@ -18,7 +18,7 @@ from .._bind import BoundPlan, bind
 
 Result = TypeVar("Result")
 
-_MOST = 16  # lists of tensors
+_MOST = 64  # lists of tensors; a penalty may be of many parts
 
 # By the place of their tensors, the last used at the end. A call takes its plan out and puts it
 # back, so that it has it to itself: others meanwhile make their own.
