@@ -6,18 +6,22 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+CHANGED = "it was changed while it was read"
 
 
 class FileFault(Exception):
     """A file that cannot be reported on; the message is one line, `FILE: fault`."""
 
     def __init__(self, path: str, fault: object) -> None:
+        self.path = path
         self.fault = " ".join(str(fault).split())
         super().__init__(f"{path}: {self.fault}")
 
@@ -46,12 +50,16 @@ class Source(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Where the elements of a tensor lie, one after the other in the order of the file."""
+    """Where the elements of a tensor lie, one after the other in the order of the file.
+
+    Where they do not, or not in a file, `read` gives those of the bytes from a begin to an end.
+    """
 
     source: Source
     begin: int  # counted from the start of the file, or of the archive's member
     dtype: np.dtype[Any]
     member: zipfile.ZipInfo | None = None
+    read: Callable[[int, int], NDArray[Any]] | None = None
 
 
 class Tensor(NamedTuple):
@@ -107,6 +115,14 @@ def _fault(error: Exception) -> str:
         return str(error)
     what = "it ends too early" if isinstance(error, EOFError) else str(error)
     return f"truncated or corrupt: {what}"
+
+
+def fill(data: NDArray[np.uint8], source: Source, begin: int) -> None:
+    """Reads as many bytes of the file, which must not have changed."""
+    with opened(source.path) as (file, now):
+        file.seek(begin)
+        if file.readinto(data.data) < len(data) or now != source:
+            raise Unfit(CHANGED)
 
 
 def exactly(file: IO[bytes], count: int) -> bytes:

@@ -37,7 +37,10 @@ BATCH = 8 << 20
 DESCRIPTION = """\
 Print each tensor's sum of absolute values, sum of squares, and the L1 and L2
 penalties that a regularizer makes of them. FILE is a .npy, .npz, .safetensors
-or a sharded model's .safetensors.index.json. Pickles are never loaded.
+or .gguf, a sharded model's .safetensors.index.json or .bin.index.json, what
+torch.save wrote (.pt, .pth, .bin, .ckpt), or a folder of .safetensors, in which
+parts that torch.distributed.checkpoint saved of one tensor are one. Pickles are
+loaded by nothing but torch.load(weights_only=True).
 """
 
 NOTES = """\

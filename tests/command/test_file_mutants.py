@@ -46,10 +46,34 @@ def whole_files(folder: Path) -> list[Path]:
     arrays = {"w": ints(3, 5), "half": ints(7, dtype=np.float16), "ids": np.arange(2)}
     paths.append(folder / "shard.safetensors")
     save_file(arrays | {"none": ints(0, 4)}, paths[-1], metadata={"format": "np"})
+    paths.append(folder / "shard-00001-model-00001-of-00001.safetensors")
+    offsets = {"w": {"saved_offsets": [3, 0]}, "ids": {"saved_offsets": [0]}}
+    held = {name: arrays[name] for name in offsets}
+    save_file(held, paths[-1], metadata={"DCP_SHARDING_INFO": json.dumps(offsets)})
     paths.append(folder / "model.safetensors.index.json")
     weight_map = dict.fromkeys([*arrays, "none"], "shard.safetensors")
     metadata = {"total_size": sum(array.nbytes for array in arrays.values())}
     paths[-1].write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+    return paths
+
+
+def torch_and_gguf_files(folder: Path) -> list[Path]:
+    torch = pytest.importorskip("torch", reason="not installed: torch")
+    gguf = pytest.importorskip("gguf", reason="not installed: gguf")
+    paths = [folder / name for name in ("w.pt", "before_zip.pt", "model.gguf")]
+    tied = torch.from_numpy(ints(3, 5))
+    value = {"model": {"w": tied, "tied": tied.t(), "half": tied.bfloat16()}, "step": 3}
+    torch.save(value, paths[0])
+    torch.save(value, paths[1], _use_new_zipfile_serialization=False)
+    writer = gguf.GGUFWriter(paths[2], "llama")
+    writer.add_token_list(["a", "bc"])
+    writer.add_tensor("w", ints(3, 5))
+    writer.add_tensor("half", ints(7, dtype=np.float16))
+    writer.add_tensor("ids", np.arange(2, dtype=np.int32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return paths
 
 
@@ -113,9 +137,8 @@ def read_all(path: Path) -> tuple[list[Tensor], list[tuple[str, int]]]:
     return tensors, [read[place] for place in sorted(read)]
 
 
-def run(folder: Path, count: int, seed: int) -> None:
+def run(paths: list[Path], count: int, seed: int) -> None:
     rng = random.Random(seed)
-    paths = whole_files(folder)
     outcomes = {path: set() for path in paths}
     for path in paths:
         assert check(path) == "a report"
@@ -136,12 +159,21 @@ def run(folder: Path, count: int, seed: int) -> None:
 
 
 def test_some_mutants(tmp_path):
-    run(tmp_path, MUTANTS // 10, seed=1)
+    run(whole_files(tmp_path), MUTANTS // 10, seed=1)
 
 
 @pytest.mark.slow
 def test_all_mutants(tmp_path):
-    run(tmp_path, MUTANTS, seed=2)
+    run(whole_files(tmp_path), MUTANTS, seed=2)
+
+
+def test_some_mutants_of_torch_and_gguf(tmp_path):
+    run(torch_and_gguf_files(tmp_path), MUTANTS // 10, seed=3)
+
+
+@pytest.mark.slow
+def test_all_mutants_of_torch_and_gguf(tmp_path):
+    run(torch_and_gguf_files(tmp_path), MUTANTS, seed=4)
 
 
 # The formats' own libraries, where they have a say

@@ -297,12 +297,17 @@ def test_what_is_no_npy_is_not_called_corrupt(tmp_path):
 
 # What all formats share
 
+SUFFIXES = [
+    *(".npy", ".npz", ".safetensors", ".safetensors.index.json"),
+    *(".pt", ".bin", ".bin.index.json", ".gguf"),
+]
+
 
 def test_a_fault_is_one_line():
     assert str(FileFault("w.npy", "one\n  two\n")) == "w.npy: one two"
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".safetensors.index.json"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_cannot_be_opened(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     assert fault(path) == "No such file or directory"
@@ -313,7 +318,7 @@ def test_what_cannot_be_opened(tmp_path, suffix):
     assert fault(path) == "Is a directory"
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".safetensors.index.json"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_only_regular_files_are_opened(tmp_path, suffix):
     pipe = tmp_path / f"pipe{suffix}"
     os.mkfifo(pipe)
@@ -322,7 +327,7 @@ def test_only_regular_files_are_opened(tmp_path, suffix):
     assert fault(pipe) == fault(device) == "not a regular file"
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".safetensors.index.json"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_permission_denied(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(WHOLE_NPY)
@@ -336,15 +341,15 @@ def test_permission_denied(tmp_path, suffix):
         os.seteuid(user)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "w.pkl", "w", "w.h5", "w.json"])
+@pytest.mark.parametrize("name", ["w.pkl", "w", "w.h5", "w.json", "model.pt.old", "pt"])
 def test_other_formats(tmp_path, name):
     path = tmp_path / name
     assert fault(path) == "No such file or directory"
     np.save(path, ints(3))
     (tmp_path / f"{name}.npy").rename(path)
     message = fault(path)
-    assert "not a supported format (.npy, .npz, .safetensors, .safetensors.index.json)" in message
-    assert "pickled files (.pt, .pth, .bin, .pkl) are never loaded" in message
+    assert message.startswith("not a supported format (.npy, .npz, .safetensors, ")
+    assert message.endswith("); pickles (.pkl) are never loaded")
 
 
 def test_suffixes_in_capitals(tmp_path):

@@ -1,0 +1,49 @@
+"""Which reader takes which file. A format more is one line of the table, and its reader."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .._file import Tensor, Unfit, opened
+from .common import Note, Reader, Wanted
+from .gguf import list_gguf
+from .npy import EXPANDS, list_npy, list_npz
+from .pytorch import list_pytorch
+from .safetensors import list_safetensors
+from .sharded import INDEX, list_folder, list_index
+
+__all__ = ["EXPANDS", "Note", "Wanted", "list_tensors"]
+
+
+class Format(NamedTuple):
+    name: str
+    matches: Callable[[str], object]  # of the file's path
+    read: Reader
+
+
+def _suffix(*names: str) -> Callable[[str], object]:
+    return re.compile(rf"({'|'.join(map(re.escape, names))})\Z", re.IGNORECASE).search
+
+
+# The first that matches has the file.
+FORMATS = [
+    Format(".npy", _suffix(".npy"), list_npy),
+    Format(".npz", _suffix(".npz"), list_npz),
+    Format(".safetensors", _suffix(".safetensors"), list_safetensors),
+    Format(".safetensors.index.json, .bin.index.json", INDEX.search, list_index),
+    Format(".pt, .pth, .bin, .ckpt", _suffix(".pt", ".pth", ".bin", ".ckpt"), list_pytorch),
+    Format(".gguf", _suffix(".gguf"), list_gguf),
+    Format("a folder of .safetensors", os.path.isdir, list_folder),
+]
+
+
+def list_tensors(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
+    for one in FORMATS:
+        if one.matches(path):
+            return list(one.read(path, wanted, note))
+    with opened(path):  # first of all it must be there
+        names = ", ".join(one.name for one in FORMATS)
+        raise Unfit(f"not a supported format ({names}); pickles (.pkl) are never loaded")
