@@ -122,12 +122,6 @@ py::tuple sums_of_limbs(const Limbs& limbs) {
     return py::make_tuple(abs, square, total[0].value(), total[1].value());
 }
 
-DType dtype_named(const std::string& name) {
-    for (int i = 0; i < kDTypes; ++i)
-        if (name == name_of(DType(i))) return DType(i);
-    throw py::value_error("dtype: got " + name);
-}
-
 // Of one buffer, in float64, from its sums and coefficients that are not rounded yet.
 double term(const std::string& dtype, double abs, double square, double l1, double l2) {
     const DefaultFloatEnvironment environment;
@@ -173,6 +167,12 @@ std::string switch_isa(const std::string& name) {
 
 }  // namespace
 
+DType dtype_named(const std::string& name) {
+    for (int i = 0; i < kDTypes; ++i)
+        if (name == name_of(DType(i))) return DType(i);
+    throw py::value_error("dtype: got " + name);
+}
+
 }  // namespace fused_penalties
 
 namespace py = pybind11;
@@ -212,6 +212,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     m.attr("PENALTY_OF_ROWS") = reinterpret_cast<uintptr_t>(&penalty_of_rows);
 
     define_host_plan(m);
+    define_stream(m);
 #if defined(FUSED_PENALTIES_CUDA)
     define_device_plan(m);
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import _core, contrib, cuda, regularizers, typing
 from ._build import build_info
+from ._streaming import StreamingSums
 from ._sums import PartialSums, Sums, partial_sums, sums
 from .losses import add_n
 from .penalties import l2_loss, penalty
@@ -19,6 +20,7 @@ __all__ = [
     "PartialSums",
     "Plan",
     "RegularizerLike",
+    "StreamingSums",
     "Sums",
     "VariableStore",
     "add_n",
