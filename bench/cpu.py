@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -99,6 +100,7 @@ def main() -> None:
         from_memory(report, offset)
         in_cache(report, offset)
         many_small(report, offset)
+        in_chunks(report, offset)
     report.write()
 
 
@@ -144,6 +146,38 @@ def in_cache(report: Report, offset: int) -> None:
                     ours([buffer], 1) | peers([buffer]),
                     {"OpenBLAS asum + dot": (0.8, 1.0), "NumKong moments": (0.8, 1.0)},
                 )
+
+
+def in_chunks(report: Report, offset: int) -> None:
+    buffer = numbers(BIG // 8 // 4, np.float32, offset)
+
+    def streamed(chunks: list[np.ndarray]) -> fp.Sums:
+        stream = fp.StreamingSums()
+        for chunk in chunks:
+            stream.update(chunk, threads=1)
+        return stream.sums()
+
+    wanted: dict[int, tuple[float, ...]] = {4: (), 64: (0.5,), 1024: (0.85,)}
+    for kilobytes, at_least in wanted.items():
+        chunks = np.split(buffer, buffer.nbytes // (kilobytes << 10))
+        if streamed(chunks).abs != fp.sums(buffer).abs:
+            sys.exit("wrong result: in chunks it is not that of the whole")
+        report.run(
+            f"float32, 64 MB in chunks of {kilobytes} kB, 1 thread, {offset} bytes off",
+            {
+                "StreamingSums": partial(streamed, chunks),
+                "fp.sums of the whole": partial(fp.sums, buffer, threads=1),
+                "fp.sums of each": partial(in_calls, chunks),
+            },
+            {"fp.sums of the whole": at_least, "fp.sums of each": (1.0,)},
+        )
+    update = fp.StreamingSums().update
+    report.absolute("update of 4 kB in cache", partial(update, chunks[0][:1024]), 0.7e-6)
+
+
+def in_calls(chunks: list[np.ndarray]) -> None:
+    for chunk in chunks:
+        fp.sums(chunk, threads=1)
 
 
 def many_small(report: Report, offset: int) -> None:

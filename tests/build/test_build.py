@@ -151,6 +151,6 @@ def test_public_names() -> None:
     assert sorted(fp.__all__) == sorted(set(fp.__all__))
     for name in fp.__all__:
         assert hasattr(fp, name)
-    for name in ("sums", "partial_sums", "Sums", "PartialSums", "build_info"):
+    for name in ("sums", "partial_sums", "Sums", "PartialSums", "StreamingSums", "build_info"):
         assert name in fp.__all__
         assert getattr(fp, name).__doc__

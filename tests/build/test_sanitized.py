@@ -25,7 +25,8 @@ COMPILER = shlex.split(os.environ.get("CXX") or "c++")
 FLAGS = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Wno-uninitialized"
 FLAGS += " -Wno-maybe-uninitialized"
 # Memory of any owner and layout, objects that return anything, and all that a plan writes.
-RAN = ["hostile", "inputs", "entries", "layouts", "plan", "plan_memory", "plan_updates"]
+RAN = ["hostile", "inputs", "entries", "layouts", "streaming"]
+RAN += ["plan", "plan_memory", "plan_updates"]
 # Python itself leaves memory behind when it ends. Tests want to see the signal of a bad access.
 OPTIONS = "detect_leaks=0:handle_segv=0"
 

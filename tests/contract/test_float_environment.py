@@ -87,7 +87,23 @@ ENTRIES: dict[str, Callable[[list[np.ndarray]], Any]] = {
     "add_n": lambda w: fp.add_n([Loss("l", w, [L1(0.3)] * 3), np.float32(1e-42)]),
     "l2_loss": lambda w: fp.l2_loss(w[2]),
     "partial sums": lambda w: fp.partial_sums(w).sums().square,
+    "streaming": lambda w: streamed(w[0]).sums().square,
+    "streaming, whole blocks": lambda w: streamed(np.tile(w[0], 5000)).sums().square,
+    "streaming, strided": lambda w: streamed(np.tile(w[0], 9999)[::2]).sums().square,
+    "streaming, merged": lambda w: merged(np.tile(w[0], 1500)).sums().square,
 }
+
+
+def streamed(w: np.ndarray, start: int = 0) -> fp.StreamingSums:
+    stream = fp.StreamingSums(start=start)
+    stream.update(w)
+    return stream
+
+
+def merged(w: np.ndarray) -> fp.StreamingSums:
+    stream = streamed(w[:1000])
+    stream.merge(streamed(w[1000:], 1000))
+    return stream
 
 
 def zero(w: np.ndarray) -> float:

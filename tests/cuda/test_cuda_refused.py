@@ -49,6 +49,14 @@ def test_arrays_on_the_cpu_and_on_a_gpu() -> None:
     assert_same(fp.penalty([here, there], [lambda w: 1.0, L1(0.5)]), np.float32(6.0))
 
 
+def test_chunks_on_a_gpu() -> None:
+    stream = fp.StreamingSums()
+    for chunk in (gpu.on_gpu(W), Producer(gpu.on_gpu(W)), gpu.on_gpu(W[:0])):
+        with pytest.raises(ValueError, match=exactly("chunk: is on cuda:0; wanted it on the CPU")):
+            stream.update(chunk)
+    assert (stream.dtype, stream.size) == (None, 0)
+
+
 @gpu.several
 def test_arrays_on_two_gpus() -> None:
     zero = gpu.on_gpu(W)

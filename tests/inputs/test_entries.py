@@ -29,6 +29,7 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
     "sums of a mapping": lambda x: fp.sums({"w": x}).abs[0],
     "partial_sums": lambda x: fp.partial_sums(x).sums().total_abs,
     "partial_sums of a mapping": lambda x: fp.partial_sums({"w": x}).sums().total_abs,
+    "StreamingSums": lambda x: streamed(x),
     "penalty": lambda x: fp.penalty(x, L1(1.0)),
     "penalty of a mapping": lambda x: fp.penalty({"w": x}, {".": L1(1.0)}),
     "L1": lambda x: L1(1.0)(x),
@@ -43,6 +44,12 @@ PLANS: dict[str, Callable[[Any], Any]] = {
     "Plan of a mapping": lambda x: fp.Plan({"w": x}, {".": L1(1.0)}).value(),
 }
 entries = pytest.mark.parametrize("entry", {**ENTRIES, **PLANS})
+
+
+def streamed(x: Any) -> float:
+    stream = fp.StreamingSums()
+    stream.update(x)
+    return float(stream.sums().total_abs)
 
 
 class ByDLPack:
@@ -249,7 +256,8 @@ def test_what_is_refused(kind: str, entry: str) -> None:
     place = r"\['w'\]" if "mapping" in entry else r"\[0\]" if "list" in entry else ""
     if entry == "add_n":
         place = r"\[0\]"
-    with pytest.raises(TypeError, match=rf"^weights{place}: got .*{message}"):
+    what = "chunk" if entry == "StreamingSums" else "weights"
+    with pytest.raises(TypeError, match=rf"^{what}{place}: got .*{message}"):
         {**ENTRIES, **PLANS}[entry](x)
 
 

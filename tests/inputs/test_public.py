@@ -59,6 +59,12 @@ RIGHT = """
     assert_type(sums["kernel"].l2_norm, Scalar)
     assert_type(sums.to_dict(), dict[str, Any])
     assert_type(fp.partial_sums(w).limbs, NDArray[np.int64])
+    stream = fp.StreamingSums("float32", start=4)
+    stream.update(w, threads=2)
+    stream.update(Tensor())
+    stream.merge(fp.StreamingSums.from_state(stream.state()))
+    assert_type(stream.sums(), fp.Sums)
+    assert_type(stream.dtype, str | None)
     np.sqrt(sums.abs)
     sums.abs[0] + sums.abs.argmax() + len(sums.abs)
     vector: Vector = np.ones(3)
@@ -112,6 +118,7 @@ WRONG = """
     fp.sums("w.npy")  # type: ignore[arg-type]
     fp.sums(None)  # type: ignore[arg-type]
     fp.sums(["a", "b"])  # type: ignore[list-item]
+    fp.StreamingSums().update([w, w])  # type: ignore[arg-type]
     fp.penalty(w, 0.1)  # type: ignore[arg-type]
     fp.penalty(w, regularizers.L2)  # type: ignore[arg-type]
     fp.penalty({"w": w}, {"w": 0.1})  # type: ignore[arg-type]
@@ -173,7 +180,7 @@ def test_help_shows_every_function_and_class(module: ModuleType) -> None:
 
 
 def test_help_of_methods() -> None:
-    for cls in fp.Plan, fp.Sums, fp.PartialSums, fp.VariableStore:
+    for cls in fp.Plan, fp.Sums, fp.PartialSums, fp.StreamingSums, fp.VariableStore:
         for name in dir(cls):
             if not name.startswith("_") and callable(getattr(cls, name)):
                 assert pydoc.getdoc(getattr(cls, name)), f"{cls.__name__}.{name}"
