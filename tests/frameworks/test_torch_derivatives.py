@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
-L1L2 = regularizers.L1L2
+L2, L1L2 = regularizers.L2, regularizers.L1L2
 SHAPES = [(7, 5), (), (3,), (2, 3, 4), (1000,), (0, 4)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -57,11 +57,11 @@ def test_mixed_dtypes_and_coefficients() -> None:
             assert_close(weight.grad, wanted)
 
 
-@pytest.mark.parametrize(("most", "parts"), [(1, 1), (2, 2), (1000, 6)])
+@pytest.mark.parametrize(("most", "parts"), [(1, 1), (2, 2), (1000, 5)])
 def test_gradients_that_are_asked_for_part_by_part(
     most: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One weight is in two parts, one that is not trained may be a part alone."""
+    """One weight may be in two parts, one that is not trained is in none."""
     shapes = [(7, 5), (3,), (2, 3, 4), (), (100,), (11,)]
     l1, l2 = [0.25, 0.0, 0.5, 1.0, 0.0, 0.125], [0.5, 0.25, 0.0, 0.0, 1.0, 0.125]
     weights = tensors(torch.float32, *shapes)
@@ -281,3 +281,76 @@ def test_forward_mode_without_func() -> None:
         wanted = torch.autograd.forward_ad.unpack_dual(_plain([dual])).tangent
     assert wanted
     _assert_same(got, wanted)
+
+
+@pytest.mark.parametrize("part", [1, 1 << 20])
+def test_a_loss_is_added_in_place(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the penalty, of one part or several, as `loss += ...` does."""
+    monkeypatch.setattr(_ops, "_PART", part)
+    weights = tensors(torch.float64, (7,), (3, 2))
+    loss = penalty(weights, L1L2(0.25, 0.5))
+    loss += weights[0].square().sum()
+    loss *= 2.0
+    loss.backward()
+    slopes = gradients(weights, 0.25, 0.5, 2.0)
+    assert_close(weights[0].grad, slopes[0] + 4.0 * weights[0].detach())
+    assert_close(weights[1].grad, slopes[1])
+
+
+def test_forward_over_reverse() -> None:
+    """The product of the Hessian and a direction: tangents pass through backward."""
+    from torch.autograd import forward_ad
+
+    (weight,) = tensors(torch.float64, (9,))
+    direction = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight.detach().requires_grad_(), direction)
+        (slope,) = torch.autograd.grad(penalty(dual, L2(0.5)), dual)
+        assert_close(forward_ad.unpack_dual(slope).tangent, direction)
+    upstream = torch.tensor(3.0, dtype=torch.float64)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(upstream, torch.ones_like(upstream))
+        (slope,) = torch.autograd.grad(penalty(weight, L2(0.5)), weight, dual)
+        assert_close(forward_ad.unpack_dual(slope).tangent, weight.detach())
+
+
+def test_batches_of_upstream_gradients() -> None:
+    weights = tensors(torch.float64, (7,), (3, 2))
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    slopes = gradients(weights, 0.25, 0.5)
+
+    def check(found: Any) -> None:
+        for got, slope in zip(found, slopes, strict=True):
+            assert_close(got, torch.stack([factor * slope for factor in factors]))
+
+    value = penalty(weights, L1L2(0.25, 0.5))
+    check(torch.autograd.grad(value, weights, factors, retain_graph=True, is_grads_batched=True))
+    check(
+        torch.func.vmap(lambda one: torch.autograd.grad(value, weights, one, retain_graph=True))(
+            factors
+        )
+    )
+
+
+def test_frozen_tensors_may_change_before_backward() -> None:
+    weights = tensors(torch.float32, (7,), (3, 2))
+    frozen = torch.ones(5)
+    with torch.inference_mode():
+        inference = torch.ones(4)
+    value = penalty([weights[0], frozen, inference, weights[1]], L1L2(0.25, 0.5))
+    frozen.add_(1.0)
+    value.backward()
+    for weight, slope in zip(weights, gradients(weights, 0.25, 0.5), strict=True):
+        assert_close(weight.grad, slope)
+
+
+def test_traced_with_symbolic_shapes() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def slope(weight: Any) -> Any:
+        leaf = weight.detach().requires_grad_()
+        return torch.autograd.grad(penalty([leaf], L1L2(0.25, 0.5)), leaf)[0]
+
+    traced = make_fx(slope, tracing_mode="symbolic")(torch.ones(5, 3))
+    (weight,) = tensors(torch.float32, (7, 2))
+    assert_close(traced(weight.detach()), gradients([weight], 0.25, 0.5)[0])

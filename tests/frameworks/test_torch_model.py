@@ -12,6 +12,8 @@ import fresh
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
+
 from fused_penalties import regularizers  # noqa: E402
 from fused_penalties.torch import Penalty, penalty  # noqa: E402
 from torch_oracle import assert_close, expression, gradients  # noqa: E402
@@ -204,6 +206,40 @@ def test_memory_goes_with_the_model() -> None:
         assert not _plans._remembered
 
 
+@pytest.mark.parametrize("move", ["data", "half", "to"])
+def test_memory_that_a_living_model_left_is_not_kept(move: str) -> None:
+    """A parameter stays the same object when it is moved or converted."""
+    from fused_penalties.torch import _plans
+
+    _plans._remembered.clear()
+    net = torch.nn.Linear(50, 50)
+    left = []
+    for turn in range(4):
+        Penalty(net, L2(0.5))().backward()
+        assert len(_plans._remembered) == 1
+        left.append(StorageWeakRef(net.weight.untyped_storage()))
+        net.zero_grad()
+        if move == "data":
+            net.weight.data = torch.ones(50, 50)
+        elif move == "half":
+            net.to(torch.bfloat16 if turn % 2 else torch.float16)
+        else:
+            net.to("meta").to_empty(device="cpu")
+            torch.nn.init.ones_(net.weight)
+            torch.nn.init.ones_(net.bias)
+        assert_close(Penalty(net, L2(0.5))(), expression(list(net.parameters()), 0.0, 0.5))
+        assert all(storage.expired() for storage in left)
+
+
+def test_a_tensor_that_goes_during_a_call() -> None:
+    from fused_penalties.torch import _plans
+
+    _plans._remembered.clear()
+    tensors = [torch.ones(5)]
+    _plans.with_bound(tensors, lambda bound: tensors.clear())
+    assert not _plans._remembered
+
+
 def test_plans_are_remembered_up_to_a_number() -> None:
     from fused_penalties.torch import _plans
 
@@ -219,16 +255,19 @@ def test_plans_are_remembered_up_to_a_number() -> None:
 
 def test_memory_that_is_handed_to_another() -> None:
     """A storage that is given other memory leaves its old place to somebody else."""
-    weight = torch.ones(1000)
-    assert penalty([weight], L1(1.0)).item() == 1000.0
-    storage = weight.untyped_storage()
-    for size in (0, 4 * 1000, 0, 4 * 100_000):
-        storage.resize_(size)
-        if size:
-            weight.fill_(2.0)
-            other = torch.full((1000,), 3.0)
-            assert penalty([other], L1(1.0)).item() == 3000.0
-            assert penalty([weight], L1(1.0)).item() == 2000.0
+    taken = 0
+    for size in range(1000, 1100):
+        weight = torch.ones(size)
+        assert penalty([weight], L1(1.0)).item() == size
+        place, storage = weight.data_ptr(), weight.untyped_storage()
+        storage.resize_(0)
+        other = torch.full((size,), 3.0)
+        taken += other.data_ptr() == place
+        assert penalty([other], L1(1.0)).item() == 3.0 * size
+        storage.resize_(4 * size)
+        weight.fill_(2.0)
+        assert penalty([weight], L1(1.0)).item() == 2.0 * size
+    assert taken, "nobody came to lie there"
 
 
 def test_in_threads() -> None:

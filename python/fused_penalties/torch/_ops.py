@@ -72,9 +72,15 @@ def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[An
     if not (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         with torch.no_grad():
             value = torch.ops.fused_penalties.value(weights, l1, l2)
+        trained = [k for k, w in enumerate(weights) if w.requires_grad]
+        if not trained or not torch.is_grad_enabled():
+            return value
+        if len(trained) < len(weights):  # others may change before backward
+            l1, l2 = (each if len(each) == 1 else [each[k] for k in trained] for each in (l1, l2))
+            weights = [weights[k] for k in trained]
         for part in _parts(weights):
-            each = (one if len(one) == 1 else one[part] for one in (l1, l2))
-            value = _Backward.apply(value, *each, *weights[part])
+            pair = (each if len(each) == 1 else each[part] for each in (l1, l2))
+            value = _Backward.apply(value, *pair, *weights[part])
         return value
     if torch.compiler.is_compiling():
         return _expression(l1, l2, weights)
@@ -105,7 +111,8 @@ def _parts(weights: Sequence[Any]) -> Iterator[slice]:
     These then get the same memory, most of it in cache. Gradients of all weights at once get theirs
     from the system, which takes several times as long as to compute them.
     """
-    if not weights[0].is_cpu or torch.compiler.is_compiling():
+    plain = type(weights[0]) in (torch.Tensor, torch.nn.Parameter)  # not one that stands for others
+    if not plain or not weights[0].is_cpu or torch.compiler.is_compiling():
         yield slice(None)
         return
     ends = list(accumulate(map(_sizes_of, weights)))
@@ -131,7 +138,7 @@ class _Backward(torch.autograd.Function):  # type: ignore[misc]
     ) -> Any:
         ctx.l1, ctx.l2 = l1, l2
         ctx.save_for_backward(*weights)
-        return value
+        return value.clone()  # else it is a view, to which nothing can be added in place
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
@@ -148,7 +155,7 @@ def _wanted_gradients(ctx: Any, wanted: Sequence[bool], upstream: Any) -> Sequen
         at = [k for k, one in enumerate(wanted) if one]
         l1, l2 = ([each[k] for k in at] for each in (of_each(l1, wanted), of_each(l2, wanted)))
         weights = [weights[k] for k in at]
-    if torch.is_grad_enabled():  # what is computed here is differentiated too
+    if _is_transformed(upstream):
         slopes = _slopes(weights, l1, l2)
         found = [(upstream * slope).to(w.dtype) for w, slope in zip(weights, slopes, strict=True)]
     else:
@@ -157,6 +164,21 @@ def _wanted_gradients(ctx: Any, wanted: Sequence[bool], upstream: Any) -> Sequen
         return found
     grads = iter(found)
     return [next(grads) if one else None for one in wanted]
+
+
+def _is_transformed(upstream: Any) -> bool:
+    """True if what is computed of it is differentiated too, or is a batch of gradients."""
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return any(
+        is_batch(upstream)
+        for is_batch in (
+            torch._C._functorch.is_batchedtensor,
+            torch._C._functorch.is_legacy_batchedtensor,  # of autograd's is_grads_batched
+        )
+    )
 
 
 class _Transformed(torch.autograd.Function):  # type: ignore[misc]

@@ -2,7 +2,8 @@
 
 An operation is given its tensors anew at each call. The plan of before is taken up again if they
 are where they were: their memory is kept as long as the plan is remembered, so that nothing else
-can come to lie there. It is forgotten when one of the tensors is gone.
+can come to lie there. It is forgotten when one of the tensors is gone; and when one has moved, the
+next time that a plan is made.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Bound:
 
         self._watched = [weakref.ref(tensor, forget) for tensor in tensors]
 
+    def is_left(self, place: bytes) -> bool:
+        """True if the tensors of `forget_with` are not there any more."""
+        tensors = [watched() for watched in self._watched]
+        return any(tensor is None for tensor in tensors) or _core.place_of(tensors) != place
+
     def has_moved(self) -> bool:
         """True if the tensors have. A call of the plan finds out too, before it changes anything,
         and raises RuntimeError."""
@@ -74,6 +80,9 @@ def with_bound(tensors: list[Any], call: Callable[[Bound], Result]) -> Result:
     bound = None if place is None else _remembered.pop(place, None)
     # A storage can be given other memory, and somebody else its old one, who is at the place now.
     if bound is None or bound.has_moved():
+        for known, other in list(_remembered.items()):
+            if other.is_left(known) and _remembered.get(known) is other:
+                _remembered.pop(known, None)
         bound = Bound([tensor.detach() for tensor in tensors])  # which lets the tensors go
         if place is not None:
             bound.forget_with(tensors, place)
