@@ -213,6 +213,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     define_host_plan(m);
     define_stream(m);
+    define_file_map(m);
 #if defined(FUSED_PENALTIES_CUDA)
     define_device_plan(m);
 #endif

@@ -19,6 +19,7 @@ pybind11::object make_host_plan(BoundWeights weights, int threads);
 pybind11::tuple sums_on_host(BoundWeights weights, int threads);
 
 void define_stream(pybind11::module_& m);
+void define_file_map(pybind11::module_& m);
 
 // With CUDA only.
 void define_device_plan(pybind11::module_& m);
