@@ -44,8 +44,7 @@ class Source(NamedTuple):
     changed_ns: int
 
     @classmethod
-    def of(cls, path: str, file: BufferedReader) -> Source:
-        status = os.fstat(file.fileno())
+    def of(cls, path: str, status: os.stat_result) -> Source:
         return cls(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -60,6 +59,7 @@ class Stored(NamedTuple):
     dtype: np.dtype[Any]
     member: zipfile.ZipInfo | None = None
     read: Callable[[int, int], NDArray[Any]] | None = None
+    goes_on: bool = False  # behind it, as a portion of a tensor may
 
 
 class Tensor(NamedTuple):
@@ -89,9 +89,10 @@ def opened(path: str) -> Iterator[tuple[BufferedReader, Source]]:
         return os.open(path, flags | os.O_NONBLOCK)
 
     with faults_of(path), open(path, "rb", opener=without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise Unfit("not a regular file")
-        yield file, Source.of(path, file)
+        yield file, Source.of(path, status)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command `fused-penalties report FILE…`: every tensor's sums and penalties, in one read."""
+"""The command `fused-penalties`: every tensor's sums and penalties in one read, or in parts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ import fused_penalties as fp
 
 from . import _core
 from ._file import opened
+from ._parts import MOST_PARTS, Entry, Read, merged, save, share, to_be_saved
 from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
 from ._resolve import resolve
-from .files import Batch, FileFault, Tensor, batches, open_tensors
+from .files import Batch, FileFault, Tensor, batches, open_tensors, portion
 from .regularizers import L1L2
 
-# The most that a thread reads before it sums it: small enough to be still in the cache then.
+# The most that a thread reads before it sums it: small enough to be still in the cache then. Also
+# what bounds the memory: a thread has one of them, and as many again are read ahead.
 BATCH = 8 << 20
 
 DESCRIPTION = """\
@@ -68,8 +70,27 @@ machine-readable output:
   inf; what is not summed is empty. Control characters in names are escaped in
   CSV and in the table; JSON has the names as they are.
 
+parts:
+  --part K/N --save FILE reads the K-th of N shares of the bytes, nearly equal
+  ones, and saves its sums. N such runs, in any order and on any machines, and
+      fused-penalties merge FILE…
+  print what one run would have printed, to the last bit; files are then named
+  as in the first part. --include and --exclude have to be the same in all of
+  them; how to print, and the strengths, are for merge.
+
+memory:
+  It does not grow with the files: some 8 MB of them for each thread, used where
+  the system keeps them (a map). --no-mmap copies instead, as is done by itself
+  for what cannot be mapped. A file that is written to meanwhile is a fault.
+
 exit status:
-  0, or 2 with one line on stderr for a file or an option that is at fault.
+  0, or 2 with one line on stderr for a file or an option that is at fault, or
+  130 after Ctrl-C, with a line that says what had been read.
+"""
+
+MERGE = """\
+Print the report whose parts were saved by `fused-penalties report --part K/N
+--save PART`. All N have to be given, in any order. Options as in `report`.
 """
 
 
@@ -87,15 +108,17 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         parser = _parser()
         options = parser.parse_args(argv)
-        if options.rules is not None and (options.l1, options.l2) != (None, None):
-            parser.error("argument --rules: not allowed with argument --l1 or --l2")
-        report = _report(options, fp.build_info())
-        return _write(options.form(report))  # at the end: no fault comes after half a report
+        if fault := _misfit(options):
+            parser.error(fault)
+        text = options.run(options)
+        return _write(text)  # at the end: no fault comes after half a report
     except SystemExit as end:
         if end.code == 0 and (status := _write("")):  # --help and --version
             return status
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:
+            _fault(*interrupt.args)
         return 130
     except MemoryError:
         return _fault("out of memory")
@@ -136,12 +159,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=NOTES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = report.add_argument
-    add("files", nargs="+", metavar="FILE")
-    add("--l1", type=_strength, metavar="X", help="L1 strength (default: 0.01)")
-    add("--l2", type=_strength, metavar="X", help="L2 strength (default: 0.01)")
-    add("--rules", metavar="FILE", help="strengths by tensor names, from a JSON file: see below")
-    add("--scale", choices=FORMULAS, default="keras", help="L2 without or with ½ (default: keras)")
+    report.set_defaults(run=_report, part=None, save=None)
+    report.add_argument("files", nargs="+", metavar="FILE")
+    _add_printing(report)
+    _add_reading(report.add_argument)
+    merge = commands.add_parser(
+        "merge",
+        help="the report whose parts `report --part` has saved",
+        description=MERGE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    merge.set_defaults(run=_merge, part=None, save=None)
+    merge.add_argument("files", nargs="+", metavar="PART")
+    _add_printing(merge)
+    return parser
+
+
+def _add_reading(add: Callable[..., Any]) -> None:
     for option, which in ("--include", "only"), ("--exclude", "leave out"):
         add(
             option,
@@ -151,15 +185,6 @@ def _parser() -> argparse.ArgumentParser:
             metavar="REGEX",
             help=f"{which} tensors with a match anywhere in their name; may be repeated",
         )
-    add(
-        "--sort",
-        choices=_SORT_KEYS,
-        default="file",
-        help="names rising, numbers falling (default: as in the file)",
-    )
-    form = report.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const=as_json, help="print JSON")
-    form.add_argument("--csv", dest="form", action="store_const", const=as_csv, help="print CSV")
     add(
         "--threads",
         type=_count,
@@ -173,8 +198,48 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BYTES",
         help="refuse a .npz with an array that expands to more (default: no limit)",
     )
+    add("--no-mmap", action="store_true", help="read the files, do not map them: see below")
+    add("--part", type=_part, metavar="K/N", help="only the K-th of N parts: see below")
+    add("--save", metavar="PART", help="the file to save it in, a .npz")
+
+
+def _add_printing(report: argparse.ArgumentParser) -> None:
+    add = report.add_argument
+    add("--l1", type=_strength, metavar="X", help="L1 strength (default: 0.01)")
+    add("--l2", type=_strength, metavar="X", help="L2 strength (default: 0.01)")
+    add("--rules", metavar="FILE", help="strengths by tensor names, from a JSON file: see below")
+    add("--scale", choices=FORMULAS, default="keras", help="L2 without or with ½ (default: keras)")
+    add(
+        "--sort",
+        choices=_SORT_KEYS,
+        default="file",
+        help="names rising, numbers falling (default: as in the file)",
+    )
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const=as_json, help="print JSON")
+    form.add_argument("--csv", dest="form", action="store_const", const=as_csv, help="print CSV")
     report.set_defaults(form=as_table)
-    return parser
+
+
+def _misfit(options: argparse.Namespace) -> str | None:
+    """What is wrong with options that are each right."""
+    if options.rules is not None and (options.l1, options.l2) != (None, None):
+        return "argument --rules: not allowed with argument --l1 or --l2"
+    if (options.part is None) != (options.save is None):
+        return "arguments --part and --save: wanted both or none of them"
+    printing = {
+        "--l1": options.l1 is not None,
+        "--l2": options.l2 is not None,
+        "--rules": options.rules is not None,
+        "--scale": options.scale != "keras",
+        "--sort": options.sort != "file",
+        "--json": options.form is as_json,
+        "--csv": options.form is as_csv,
+    }
+    if options.save is not None and any(printing.values()):
+        given = next(option for option, is_given in printing.items() if is_given)
+        return f"argument --save: not allowed with argument {given}, which is for merge"
+    return None
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -209,6 +274,14 @@ def _count(text: str) -> int:
     return value
 
 
+def _part(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch(r"(\d{1,10})/(\d{1,10})", text, re.ASCII)
+    number, parts = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= number <= parts <= MOST_PARTS:
+        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text!r}")
+    return number, parts
+
+
 def _falling(value: float | None) -> tuple[bool, bool, float]:
     # NaN first, since it is what one looks for; what is not summed last.
     return value is None, value == value, -(value or 0.0)
@@ -223,83 +296,130 @@ _SORT_KEYS: dict[str, Callable[[Row], Any]] = {
 }
 
 
-def _report(options: argparse.Namespace, build: dict[str, Any]) -> Report:
+def _report(options: argparse.Namespace) -> str:
+    entries, notes = _listed(options)
+    tensors = [entry.tensor for entry in entries if entry.summed]
+    if options.part is None:
+        strengths = _strengths(options, entries)  # before the reading, which may take hours
+        return _printed(options, _read(options, entries, notes, tensors), strengths)
+    with to_be_saved(options.save) as file:
+        number, parts = options.part
+        portions = [portion(tensors[at], *cut) for at, *cut in share(tensors, number, parts)]
+        read = _read(options, entries, notes, portions)
+        save(file, options.save, number, parts, read)
+    nbytes, total = (sum(tensor.nbytes for tensor in some) for some in (portions, tensors))
+    return (
+        printable(
+            f"part {number} of {parts}, {nbytes:,} of {total:,} bytes, is saved in {options.save}"
+        )
+        + "\n"
+    )
+
+
+def _merge(options: argparse.Namespace) -> str:
+    read = merged(options.files)
+    return _printed(options, read, _strengths(options, read.entries))
+
+
+def _listed(options: argparse.Namespace) -> tuple[list[Entry], list[str]]:
     def wanted(name: str) -> bool:
         included = not options.include or any(regex.search(name) for regex in options.include)
         return included and not any(regex.search(name) for regex in options.exclude)
 
     notes: list[str] = []
-    listed: list[tuple[str, Tensor]] = []
+    entries: list[Entry] = []
     for file in options.files:
         said: list[str] = []
         for tensor in open_tensors(file, wanted, said.append):
             _check_expanded(file, tensor, options.max_member)
-            listed.append((file, tensor))
+            entries.append(Entry(file, tensor, tensor.stored is not None))
         notes += [f"{file}: {note}" for note in said]
-    if not listed:
+    if not entries:
         raise FileFault(", ".join(options.files), "no tensor in it, or none that the filters leave")
-    given = [0.01 if strength is None else strength for strength in (options.l1, options.l2)]
-    strengths = (
-        _by_rules(options.rules, [tensor for _, tensor in listed])
-        if options.rules
-        else [tuple(given)] * len(listed)
-    )
-    summed = [tensor for _, tensor in listed if tensor.stored]
-    nbytes = sum(tensor.nbytes for tensor in summed)
+    return entries, notes
 
+
+def _read(
+    options: argparse.Namespace, entries: list[Entry], notes: list[str], tensors: Sequence[Tensor]
+) -> Read:
+    build = fp.build_info()
     threads = options.threads or build["threads"]
     begun = time.perf_counter()
-    with _progress(nbytes) as advance:
-        sums = _sums(summed, min(threads, os.cpu_count() or 1), advance)
+    with _progress(sum(tensor.nbytes for tensor in tensors)) as advance:
+        limbs = _limbs(tensors, min(threads, os.cpu_count() or 1), not options.no_mmap, advance)
     seconds = time.perf_counter() - begun
+    return Read(entries, notes, limbs, seconds, build["active_isa"], threads)
 
+
+def _strengths(
+    options: argparse.Namespace, entries: Sequence[Entry]
+) -> Sequence[tuple[float, float]]:
+    """The (l1, l2) of each tensor."""
+    if options.rules:
+        return _by_rules(options.rules, [entry.tensor for entry in entries])
+    return [_given(options)] * len(entries)
+
+
+def _given(options: argparse.Namespace) -> tuple[float, float]:
+    l1, l2 = (0.01 if strength is None else strength for strength in (options.l1, options.l2))
+    return l1, l2
+
+
+def _printed(
+    options: argparse.Namespace, read: Read, strengths: Sequence[tuple[float, float]]
+) -> str:
+    sums = fp.PartialSums(read.limbs).sums()
     # contrib's factor 1/2 goes into the coefficient, where halving is exact.
     half = 0.5 if options.scale == "contrib" else 1.0
     pairs = zip(sums.abs.tolist(), sums.square.tolist(), strict=True)
     rows = []
     l1_terms, l2_terms = [], []
-    for (file, tensor), (l1, l2) in zip(listed, strengths, strict=True):
+    for (file, tensor, summed), own in zip(read.entries, strengths, strict=True):
         row = Row(file, tensor.name, tensor.shape, tensor.dtype, tensor.size, tensor.nbytes)
-        if tensor.stored:
+        if summed:
             pair = next(pairs)
-            l1_term = _core.term(tensor.dtype, *pair, l1=l1, l2=0.0)
-            l2_term = _core.term(tensor.dtype, *pair, l1=0.0, l2=l2 * half)
+            l1_term = _core.term(tensor.dtype, *pair, l1=own[0], l2=0.0)
+            l2_term = _core.term(tensor.dtype, *pair, l1=0.0, l2=own[1] * half)
             row = row._replace(
                 abs=pair[0],
                 square=pair[1],
                 l1_penalty=float(_core.scalar(l1_term, _core.RESULT_IS_FLOAT64[tensor.dtype])),
                 l2_penalty=float(_core.scalar(l2_term, _core.RESULT_IS_FLOAT64[tensor.dtype])),
-                l1=l1,
-                l2=l2,
+                l1=own[0],
+                l2=own[1],
             )
             l1_terms.append(l1_term)
             l2_terms.append(l2_term)
         rows.append(row)
 
-    wide = any(_core.RESULT_IS_FLOAT64[tensor.dtype] for tensor in summed)
+    tensors = [entry.tensor for entry in read.entries if entry.summed]
+    wide = any(_core.RESULT_IS_FLOAT64[tensor.dtype] for tensor in tensors)
 
     def total_penalty(terms: list[float]) -> float:
         return float(_core.scalar(_core.total(terms), wide))
 
-    return Report(
+    l1, l2 = (None, None) if options.rules else _given(options)
+    report = Report(
         scale=options.scale,
         rules=options.rules,
-        l1=None if options.rules else given[0],
-        l2=None if options.rules else given[1],
+        l1=l1,
+        l2=l2,
         tensors=sorted(rows, key=_SORT_KEYS[options.sort]),
         totals=Totals(
-            size=sum(tensor.size for tensor in summed),
-            bytes=nbytes,
+            size=sum(tensor.size for tensor in tensors),
+            bytes=sum(tensor.nbytes for tensor in tensors),
             abs=float(sums.total_abs),
             square=float(sums.total_square),
             l1_penalty=total_penalty(l1_terms),
             l2_penalty=total_penalty(l2_terms),
         ),
-        seconds=seconds,
-        isa=build["active_isa"],
-        threads=threads,
-        notes=notes,
+        seconds=read.seconds,
+        isa=read.isa,
+        threads=read.threads,
+        notes=read.notes,
     )
+    text: str = options.form(report)
+    return text
 
 
 def _check_expanded(file: str, tensor: Tensor, most: float) -> None:
@@ -350,35 +470,49 @@ def _regularizer(pattern: str, strengths: object) -> L1L2 | None:
         raise ValueError(f"regularizer[{pattern!r}]: {error}") from None
 
 
-def _sums(tensors: Sequence[Tensor], threads: int, advance: Callable[[int], None]) -> fp.Sums:
+def _limbs(
+    tensors: Sequence[Tensor], threads: int, mapped: bool, advance: Callable[[int], None]
+) -> NDArray[np.int64]:
     limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
     waiting: deque[tuple[Batch, Future[NDArray[np.int64]] | None]] = deque()
+    nbytes, last = 0, -1  # what has been read
 
     def submitted(batch: Batch) -> Future[NDArray[np.int64]] | None:
         try:
-            return pool.submit(_limbs, batch)
+            return pool.submit(_limbs_of, batch)
         except RuntimeError:  # the process may start no more threads
             return None
 
     def take_first() -> None:
+        nonlocal nbytes, last
         batch, future = waiting.popleft()
-        found = future.result() if future else _limbs(batch)
+        found = future.result() if future else _limbs_of(batch)
         limbs[batch.first : batch.first + batch.tensors] += found
+        nbytes, last = nbytes + batch.nbytes, batch.first + batch.tensors - 1
         advance(batch.nbytes)
 
     # Each thread reads and sums batches of its own. They merge exactly, in any order.
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in batches(tensors, BATCH):
-            if len(waiting) == 2 * threads:
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for batch in batches(tensors, BATCH, mapped=mapped):
+                if len(waiting) == 2 * threads:
+                    take_first()
+                waiting.append((batch, submitted(batch)))
+            while waiting:
                 take_first()
-            waiting.append((batch, submitted(batch)))
-        while waiting:
-            take_first()
-    return fp.PartialSums(limbs).sums()
+    except KeyboardInterrupt:
+        total = sum(tensor.nbytes for tensor in tensors)
+        read = f"{nbytes:,} of {total:,} bytes had been read"
+        if last >= 0 and (stored := tensors[last].stored):
+            read += f", the last ones of {tensors[last].name!r} in {stored.source.path}"
+        raise KeyboardInterrupt(f"interrupted: {read}") from None
+    return limbs
 
 
-def _limbs(batch: Batch) -> NDArray[np.int64]:
-    return fp.partial_sums(batch.read(), threads=1).limbs
+def _limbs_of(batch: Batch) -> NDArray[np.int64]:
+    limbs = fp.partial_sums(batch.read(), threads=1).limbs
+    batch.check()
+    return limbs
 
 
 @contextmanager

@@ -129,12 +129,20 @@ def check(path: Path) -> str:
 def read_all(path: Path) -> tuple[list[Tensor], list[tuple[str, int]]]:
     """The tensors, and what was read of those that are summed."""
     tensors = open_tensors(str(path))
+    summed = [tensor for tensor in tensors if tensor.stored]
+    copied, mapped = (read_each(summed, mapped) for mapped in (False, True))
+    assert copied == mapped
+    return tensors, [copied[place] for place in sorted(copied)]
+
+
+def read_each(tensors: list[Tensor], mapped: bool) -> dict[int, tuple[str, int]]:
     read: dict[int, tuple[str, int]] = {}
-    for batch in batches([tensor for tensor in tensors if tensor.stored], 8192):
+    for batch in batches(tensors, 8192, mapped=mapped):
         for place, array in enumerate(batch.read(), batch.first):
             _, before = read.get(place, ("", 0))
             read[place] = array.dtype.name, before + array.size
-    return tensors, [read[place] for place in sorted(read)]
+        batch.check()
+    return read
 
 
 def run(paths: list[Path], count: int, seed: int) -> None:

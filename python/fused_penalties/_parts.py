@@ -1,0 +1,222 @@
+"""Parts of a report: the sums of a share of the bytes, in a file each, and what merges them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice, zip_longest
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from ._file import Corrupt, FileFault, Source, Tensor, Unfit, faults_of, opened
+
+BLOCK = 8 << 10  # a tensor that is cut at multiples of it has the same sums as the whole
+MOST_PARTS = 1 << 31  # limbs are int64 of which so many can be added
+
+
+class Entry(NamedTuple):
+    """One line of a report to be: a tensor and the file, as the command line names it."""
+
+    file: str
+    tensor: Tensor
+    summed: bool
+
+
+class Read(NamedTuple):
+    """What the files had: limbs of the tensors that are summed, and how they were read."""
+
+    entries: list[Entry]
+    notes: list[str]
+    limbs: NDArray[np.int64]
+    seconds: float
+    isa: str
+    threads: int
+
+
+class Part(NamedTuple):
+    number: int
+    parts: int
+    read: Read  # with the limbs of its own share, one row for each tensor that has some of it
+    checkpoint: dict[str, Any]  # what must be equal in all parts
+
+
+def share(tensors: Sequence[Tensor], number: int, parts: int) -> Iterator[tuple[int, int, int]]:
+    """The place of each tensor of which a part has something, and from which byte to which.
+
+    Parts differ in size by two blocks at most.
+    """
+    total = sum(tensor.nbytes for tensor in tensors)
+    first, last = total * (number - 1) // parts, total * number // parts
+    at = 0
+    for place, tensor in enumerate(tensors):
+        begin, end = (
+            tensor.nbytes if cut >= at + tensor.nbytes else max(cut - at, 0) // BLOCK * BLOCK
+            for cut in (first, last)
+        )
+        if begin < end:
+            yield place, begin, end
+        at += tensor.nbytes
+
+
+# The file
+
+
+# The sums depend on the canon (csrc/CANON.md), so parts by another one are no parts of the same.
+_FORMAT = {"fused-penalties": "a part of a report", "format": 1, "canon": 2}
+_NO_PART = "not a part that report --save wrote"
+
+
+@contextmanager
+def to_be_saved(path: str) -> Iterator[IO[bytes]]:
+    """A file to write the part to, which is at `path` when it is whole. Made before the reading,
+    which may take hours, so that what is wrong with the path is said at once."""
+    if os.path.lexists(path):
+        try:
+            load(path)
+        except FileFault as error:
+            raise FileFault(path, "it is there, and is no part; not overwritten") from error
+    beside = f"{path}.{secrets.token_hex(4)}.tmp"
+    with faults_of(path):
+        file = open(beside, "xb")  # noqa: SIM115
+    try:
+        with file:
+            yield file
+        os.replace(beside, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def save(file: IO[bytes], path: str, number: int, parts: int, read: Read) -> None:
+    about = {
+        **_FORMAT,
+        "part": [number, parts],
+        "files": [entry.file for entry in read.entries],
+        "notes": read.notes,
+        "seconds": read.seconds,
+        "isa": read.isa,
+        "threads": read.threads,
+        "checkpoint": _checkpoint(read.entries),
+    }
+    with faults_of(path):
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        np.savez_compressed(file, about=text, limbs=read.limbs)
+
+
+def load(path: str) -> Part:
+    with opened(path) as (file, _):
+        if file.peek(4)[:4] != b"PK\3\4":
+            raise Unfit(_NO_PART)
+        with np.load(file, allow_pickle=False) as archive:
+            if not {"about", "limbs"} <= {*archive.files}:
+                raise Unfit(_NO_PART)
+            about = json.loads(archive["about"].tobytes())
+            for key, ours in _FORMAT.items():
+                if (theirs := about.get(key)) != ours:
+                    raise Unfit(
+                        f"{_NO_PART}, or by another version: {key}: {theirs!r}, not {ours!r}"
+                    )
+            return _part(about, archive["limbs"])
+
+
+def _part(about: dict[str, Any], limbs: NDArray[Any]) -> Part:
+    number, parts = about["part"]
+    listed = about["checkpoint"]["tensors"]
+    entries = [
+        Entry(str(file), Tensor(name, tuple(shape), dtype, nbytes, None), where is not None)
+        for file, (name, shape, dtype, nbytes, where) in zip(about["files"], listed, strict=True)
+    ]
+    summed = [entry.tensor for entry in entries if entry.summed]
+    sizes = [number, parts, *(size for _, one, _ in entries for size in (*one.shape, one.nbytes))]
+    sound = (
+        all(type(size) is int and size >= 0 for size in sizes)
+        and 0 < number <= parts <= MOST_PARTS
+        and all(isinstance(entry.tensor.name, str) for entry in entries)
+        and all(tensor.dtype in _core.RESULT_IS_FLOAT64 for tensor in summed)
+        and limbs.dtype == np.int64
+        and limbs.shape == (len([*share(summed, number, parts)]), 2, _core.LIMBS)
+        and 0.0 < about["seconds"] < math.inf
+    )
+    if not sound:
+        raise Corrupt("what it says of itself does not fit together")
+    limbs = _core.canonical_limbs(limbs)
+    notes = [str(note) for note in about["notes"]]
+    read = Read(
+        entries, notes, limbs, float(about["seconds"]), str(about["isa"]), int(about["threads"])
+    )
+    return Part(number, parts, read, about["checkpoint"])
+
+
+def _checkpoint(entries: Iterable[Entry]) -> dict[str, Any]:
+    """Which one it is, wherever it lies: what the headers say of the tensors, and the files' sizes
+    and samples, since all checkpoints of one training have the same headers."""
+    sources: dict[Source, int] = {}
+    tensors = []
+    for _, tensor, _ in entries:
+        where = None
+        if stored := tensor.stored:
+            number = sources.setdefault(stored.source, len(sources))
+            where = [number, stored.begin, stored.dtype.str]
+            if stored.member:
+                where += [stored.member.CRC]
+        tensors.append([tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, where])
+    return {"tensors": tensors, "files": [[one.size, _samples(one)] for one in sources]}
+
+
+def _samples(source: Source) -> str:
+    digest = hashlib.sha256()
+    with opened(source.path) as (file, _):
+        for third in range(4):
+            file.seek(max(source.size - 4096, 0) * third // 3)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+# Merging
+
+
+def merged(paths: Sequence[str]) -> Read:
+    """The parts' sums as those of one run. FileFault unless they are all of one checkpoint."""
+    first = load(paths[0])
+    tensors = [entry.tensor for entry in first.read.entries if entry.summed]
+    limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
+    seconds, isas, threads = 0.0, set[str](), 0
+    found: dict[int, str] = {}
+    for path in paths:
+        part = load(path)
+        if differs := _difference(part, first):
+            raise FileFault(path, f"no part of what {paths[0]} is a part of: {differs}")
+        if part.number in found:
+            raise FileFault(path, f"part {part.number} of {part.parts}, as {found[part.number]} is")
+        found[part.number] = path
+        places = [place for place, _, _ in share(tensors, part.number, part.parts)]
+        limbs[places] += part.read.limbs
+        seconds += part.read.seconds
+        isas.add(part.read.isa)
+        threads = max(threads, part.read.threads)
+    if lacking := first.parts - len(found):
+        missing = (str(number) for number in range(1, first.parts + 1) if number not in found)
+        some = ", ".join(islice(missing, 10)) + (", …" if lacking > 10 else "")
+        raise FileFault(f"part{'s' * (lacking > 1)} {some} of {first.parts}", "missing")
+    return first.read._replace(
+        limbs=limbs, seconds=seconds, isa=" and ".join(sorted(isas)), threads=threads
+    )
+
+
+def _difference(part: Part, other: Part) -> str:
+    if part.parts != other.parts:
+        return f"it is one of {part.parts} parts, not of {other.parts}"
+    ours, theirs = part.checkpoint, other.checkpoint
+    for one, another in zip_longest(ours["tensors"], theirs["tensors"]):
+        if one != another:
+            return f"tensor {(one or another)[0]!r} is not the same"
+    return "" if ours == theirs else "tensors of the same names and sizes, but other files"
