@@ -15,6 +15,7 @@ from ..plan import at_step
 from ..regularizers import parts_of_each
 from ..typing import RegularizerLike, Regularizers
 from ._ops import WEIGHTS, fused_penalty
+from ._ops import of_each as of_each_tensor
 from ._plans import Bound, tensor_of, with_bound
 
 if TYPE_CHECKING:
@@ -69,9 +70,12 @@ def penalty(params: Any, regularizer: Regularizers) -> Any:
 
 
 def _penalized(
-    keys: Sequence[Any], weights: Sequence[Any], regularizers: list[RegularizerLike | None]
+    keys: Sequence[Any],
+    weights: Sequence[Any],
+    regularizers: list[RegularizerLike | None],
+    spread: bool = False,
 ) -> Penalized:
-    """What there is to do, once it is known that it can be done."""
+    """What there is to do, once it is known that it can be done; with `spread` over ranks too."""
     names: list[Any] = []
     linear: list[Any] = []
     pairs: list[tuple[float, float]] = []
@@ -79,7 +83,7 @@ def _penalized(
     parts = of_each(parts_of_each(regularizers), len(weights))
     for key, weight, one in zip(keys, weights, parts, strict=True):
         if one.linear is not None:
-            _check(key, weight)
+            _check(key, weight, spread)
             if linear and weight.device != linear[0].device:
                 raise ValueError(
                     f"params[{key!r}]: is on {weight.device} but params[{names[0]!r}] is on "
@@ -96,17 +100,17 @@ def _penalized(
     )
 
 
-def _check(key: Any, weight: Any) -> None:
+def _check(key: Any, weight: Any, spread: bool) -> None:
     plain = type(weight) in (torch.Tensor, torch.nn.Parameter) and weight.layout == torch.strided
-    if plain and weight.dtype in WEIGHTS:
+    if (plain or (spread and hasattr(weight, "to_local"))) and weight.dtype in WEIGHTS:
         return
     label = f"params[{key!r}]"
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{label}: got a {type(weight).__name__}; wanted a torch tensor")
-    if hasattr(weight, "to_local"):
+    if hasattr(weight, "to_local") and not spread:
         raise TypeError(
             f"{label}: got a {type(weight).__name__}, which is distributed; wanted a tensor of "
-            "this process (to_local())"
+            "this process (to_local()), or fused_penalties.distributed.penalty"
         )
     if hasattr(weight, "materialize"):
         raise TypeError(
@@ -160,6 +164,11 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     that are moved, converted or replaced are followed; those of modules that are added to the model
     later are not: make a new `Penalty` then.
 
+    Of a model with DTensors, of FSDP2 or tensor parallelism, it is the penalty of the whole
+    tensors, by `fused_penalties.distributed.Plan`: a call is a collective of the default process
+    group, and the derivative is made on each rank for what lies there. The parameters are those
+    that the model has when this is made, which FSDP2 exchanges for others in the forward pass.
+
     Args:
         model: the module whose parameters are meant.
         rules: as `fused_penalties.Plan` takes them: one regularizer for all; or regular expressions
@@ -191,6 +200,9 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         self._model = (model,)  # in a tuple, or it would become a submodule
         self._skip_1d = skip_1d
         self._left_out = _names_of(model, no_weight_decay)
+        self._spread = any(hasattr(param, "to_local") for param in model.parameters())
+        self._plan: Any = None  # of tensors that are spread over ranks
+        self._planned: Penalized | None = None
         self._find(rules)
         if not any(self._was_trained):
             raise ValueError(
@@ -200,12 +212,17 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self) -> Any:
         """The penalty, a tensor of rank 0 to be added to the loss."""
+        if self._spread:
+            return self._agreed().penalty()
         return total(self.penalized(), self._params)
 
     def named(self) -> dict[str, Any]:
         """The penalty of each parameter that has one, for a log: tensors without a gradient."""
         penalized = self.penalized()
         found: dict[str, Any] = {}
+        if self._spread:
+            named = self._agreed().named()
+            return {name: torch.tensor(named[name]) for name in penalized.names}
         if penalized.weights:
             scalars = with_bound(penalized.weights, lambda bound: _values(bound, penalized))
             found = dict(zip(penalized.names, scalars, strict=True))
@@ -233,8 +250,12 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     ) -> Handle:
         """Lets the optimizer's steps see to the penalty; the loss is then without it.
 
-        See `Handle` for what the modes do.
+        See `Handle` for what the modes do. TypeError for a model with DTensors.
         """
+        if self._spread:
+            raise TypeError(
+                "model: has DTensors, which this cannot step; wanted the penalty in the loss"
+            )
         from ._attach import Handle
 
         return Handle(self, optimizer, mode, schedule)
@@ -254,11 +275,34 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     def penalized(self) -> Penalized:
         """What has a penalty at this moment."""
         now: list[Any] = [there.get(key) for there, key in self._places]
+        if self._spread:  # FSDP2 exchanges parameters in the forward pass, and puts them back
+            now = self._params
         if not all(map(is_, now, self._params)):
             self._find(self._rules)
         elif [param.requires_grad for param in now] != self._was_trained:
             self._penalize()
         return self._penalized
+
+    def _agreed(self) -> Any:
+        """The plan of all ranks: a collective at first, and when what is penalized has changed."""
+        from ..distributed import Plan
+
+        penalized = self.penalized()
+        if self._planned is not penalized:
+            pairs = zip(
+                of_each_tensor(penalized.l1, penalized.names),
+                of_each_tensor(penalized.l2, penalized.names),
+                strict=True,
+            )
+            strengths = dict(zip(penalized.names, pairs, strict=True))
+            if self._plan is None:
+                both = zip(self._names, self._params, strict=True)
+                named = {name: param for name, param in both if param.dtype in WEIGHTS}
+                self._plan = Plan.with_strengths(named, strengths)
+            else:
+                self._plan.set_strengths(strengths)
+            self._planned = penalized
+        return self._plan
 
     def _find(self, rules: Regularizers) -> None:
         """Finds the model's parameters, and what the rules make of them."""
@@ -283,26 +327,36 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         regularizers: list[RegularizerLike | None] = [None] * len(params)
         for k, one in zip(asked, found, strict=True):
             regularizers[k] = one
-        penalized = _trained_of(names, params, regularizers)
+        penalized = _trained_of(names, params, regularizers, self._spread)
         self._places, self._names, self._params = places, names, params
         self._rules, self._regularizers = rules, regularizers
         self._penalized = penalized
         self._was_trained = [param.requires_grad for param in params]
 
     def _penalize(self) -> None:
-        self._penalized = _trained_of(self._names, self._params, self._regularizers)
+        self._penalized = _trained_of(self._names, self._params, self._regularizers, self._spread)
         self._was_trained = [param.requires_grad for param in self._params]
 
 
 def _trained_of(
-    names: Sequence[str], params: Sequence[Any], regularizers: Sequence[RegularizerLike | None]
+    names: Sequence[str],
+    params: Sequence[Any],
+    regularizers: Sequence[RegularizerLike | None],
+    spread: bool,
 ) -> Penalized:
     trained = [k for k, param in enumerate(params) if param.requires_grad]
-    return _penalized(
+    found = _penalized(
         [names[k] for k in trained],
         [params[k] for k in trained],
         [regularizers[k] for k in trained],
+        spread,
     )
+    for name, _, function in found.called if spread else ():
+        raise TypeError(
+            f"params[{name!r}]: {name_of(function)} would need the whole tensor, and the model has "
+            "DTensors; wanted sums of L1 and L2 penalties"
+        )
+    return found
 
 
 def _names_of(model: torch.nn.Module, no_weight_decay: bool | Collection[str]) -> set[str]:

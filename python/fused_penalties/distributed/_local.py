@@ -1,0 +1,205 @@
+"""The part of the sums that one rank makes: of the blocks that are its own."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .._bind import BoundPlan, bind
+from ._agreement import BLOCK, Agreement, Piece
+from ._shards import is_tensor, numpy_dtype
+from ._wire import LIMBS
+
+
+class LocalSums:
+    """Sums of what this rank holds of some of the tensors, at each call."""
+
+    def __init__(self, agreement: Agreement, tensors: Sequence[int]) -> None:
+        self.rows = {tensor: row for row, tensor in enumerate(tensors)}
+        self._agreement = agreement
+        parts = agreement.parts
+        self._pieces = [one for one in agreement.pieces if one.tensor in self.rows]
+        # A rank has at most one piece of each tensor.
+        self._in_order = [self.rows[one.tensor] for one in self._pieces] == list(self.rows.values())
+        self._sent = [[one for one in some if one.tensor in self.rows] for some in parts.sent]
+        # Blocks keep their places, also those of tensors that are left out here.
+        self._blocks = [
+            (at, tensor, count)
+            for at, (tensor, count) in enumerate(parts.blocks)
+            if tensor in self.rows
+        ]
+        wanted = {at for at, _, _ in self._blocks}
+        self._received = [
+            [one for one in some if one[0] // BLOCK in wanted] for some in parts.received
+        ]
+        self._kept = [one for one in parts.kept if one[0].tensor in self.rows]
+        self.received_bytes = [sum(count for _, count in some) for some in self._received]
+        self.sent_bytes = [sum(self._bytes(piece) for piece in some) for some in self._sent]
+        self._known: Any = None
+        self._plan: BoundPlan | None = None
+        self._arrays: dict[int, Any] = {}
+        self._flat: dict[int, Any] = {}
+        self._scratch: Any = None
+        self._assembled: BoundPlan | None = None
+
+    def take(self, arrays: dict[int, Any]) -> None:
+        """Finds the memory of these arrays, unless it is where it was."""
+        known = _places(list(arrays.values()))
+        if known is not None and known == self._known:
+            return
+        self._known = None
+        layouts = self._agreement.mine
+        copied = False
+        self._flat = {}
+        for tensor, array in arrays.items():
+            layout = layouts[tensor]
+            if tuple(array.shape) != layout.local and (
+                math.prod(array.shape) or math.prod(layout.local)
+            ):
+                raise ValueError(
+                    f"{layout.name!r}: has the shape {tuple(array.shape)} on this rank; wanted "
+                    f"{layout.local}, as when the plan was made"
+                )
+            if is_tensor(array):
+                array = array.detach()  # which keeps the memory, and is not recorded
+            if not self._is_whole(tensor):
+                array, is_copy = _run_of(array)
+                copied |= is_copy
+            self._flat[tensor] = array
+        self._arrays = arrays  # which keeps their memory
+        items = [self._elements(piece) for piece in self._pieces]
+        self._plan = bind(items, None, keep=True) if items else None
+        self._prepare(next(iter(arrays.values()), None))
+        self._known = None if copied else known
+
+    def to_send(self) -> Any:
+        """The raw elements that other ranks sum, in the order of the ranks."""
+        rows = [_bytes_of(self._elements(piece)) for some in self._sent for piece in some]
+        if not rows:
+            return np.zeros(0, np.uint8)
+        if is_tensor(rows[0]):
+            import torch
+
+            return torch.cat(rows)
+        return np.concatenate(rows)
+
+    def nothing_to_send(self) -> NDArray[np.uint8]:
+        return np.zeros(sum(self.sent_bytes), np.uint8)
+
+    def limbs(self) -> NDArray[np.int64]:
+        """Of the blocks that lie here, each tensor's in its row, in their canonical form."""
+        found = None if self._plan is None else self._plan.limbs()
+        if found is not None and self._in_order:
+            return found
+        limbs = np.zeros((len(self.rows), 2, LIMBS), np.int64)
+        if found is not None:
+            limbs[[self.rows[piece.tensor] for piece in self._pieces]] = found
+        return limbs
+
+    def add_assembled(self, limbs: NDArray[np.int64], received: Any) -> NDArray[np.int64]:
+        """With those of the blocks that span boxes, of which other ranks have sent a part."""
+        if self._assembled is None:
+            return limbs
+        for piece, to in self._kept:
+            self._put(to, _bytes_of(self._elements(piece)))
+        at = 0
+        if is_tensor(received) and not is_tensor(self._scratch):
+            received = received.cpu().numpy()
+        elif is_tensor(self._scratch) and not is_tensor(received):
+            import torch
+
+            received = torch.from_numpy(received).to(self._scratch.device)
+        for some in self._received:
+            for to, count in some:
+                self._put(to, received[at : at + count])
+                at += count
+        rows = [self.rows[tensor] for _, tensor, _ in self._blocks]
+        limbs[rows] += self._assembled.limbs()  # one block of a tensor at most: where a box ends
+        return _core.canonical_limbs(limbs)
+
+    def _put(self, to: int, raw: Any) -> None:
+        self._scratch[to : to + len(raw)] = raw
+
+    def _is_whole(self, tensor: int) -> bool:
+        """True if it is summed as it lies here, in the order of its addresses, and never cut.
+
+        What says that it is a part is taken in C order, also where the part is all.
+        """
+        layout = self._agreement.mine[tensor]
+        return not layout.declared or layout.name in self._agreement.inexact
+
+    def _elements(self, piece: Piece) -> Any:
+        array = self._flat[piece.tensor]
+        return array if self._is_whole(piece.tensor) else array[piece.start : piece.stop]
+
+    def _bytes(self, piece: Piece) -> int:
+        itemsize: int = numpy_dtype(self._agreement.layouts[piece.tensor].dtype).itemsize
+        return (piece.stop - piece.start) * itemsize
+
+    def _prepare(self, like: Any) -> None:
+        """Room for the blocks that are assembled here, beside these arrays."""
+        self._scratch = self._assembled = None
+        if not self._blocks:
+            return
+        count = BLOCK * len(self._agreement.parts.blocks)
+        layouts = self._agreement.layouts
+        items = []
+        if is_tensor(like) and like.device.type != "cpu":
+            import torch
+
+            self._scratch = torch.zeros(count, dtype=torch.uint8, device=like.device)
+            for at, tensor, size in self._blocks:
+                raw = self._scratch[at * BLOCK : at * BLOCK + size]
+                items.append(raw.view(getattr(torch, layouts[tensor].dtype)))
+        else:
+            self._scratch = np.zeros(count, np.uint8)
+            for at, tensor, size in self._blocks:
+                raw = self._scratch[at * BLOCK : at * BLOCK + size]
+                items.append(raw.view(numpy_dtype(layouts[tensor].dtype)))
+        self._assembled = bind(items, None, keep=True)
+
+
+def digest_of(array: Any) -> int:
+    """A number of 40 bits that stands for an array's sums."""
+    limbs = bind([array], None).limbs()
+    return int.from_bytes(hashlib.blake2b(limbs.tobytes(), digest_size=5).digest(), "little")
+
+
+def _places(arrays: list[Any]) -> Any:
+    """Where tensors are, and which other arrays these are; None if that is not known.
+
+    Those stay where they are, or the core finds out.
+    """
+    tensors, others = [], []
+    for one in arrays:
+        if is_tensor(one):
+            tensors.append(one)
+        else:
+            others.append(id(one))
+    place = _core.place_of(tensors)
+    return None if place is None else (place, others)
+
+
+def _run_of(array: Any) -> tuple[Any, bool]:
+    """Its elements in C order as one row, and whether that is a copy."""
+    if is_tensor(array):
+        contiguous = array.is_contiguous()
+        return array.reshape(-1), not contiguous
+    native = array.dtype.newbyteorder("=")
+    found = np.ascontiguousarray(array, native).reshape(-1)
+    return found, not np.shares_memory(found, array) and array.size > 0
+
+
+def _bytes_of(run: Any) -> Any:
+    if is_tensor(run):
+        import torch
+
+        raw = run.view(torch.uint8)
+        return raw.numpy() if raw.device.type == "cpu" else raw
+    return run.view(np.uint8)

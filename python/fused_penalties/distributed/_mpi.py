@@ -1,0 +1,81 @@
+"""Collectives over a communicator of mpi4py."""
+
+from __future__ import annotations
+
+import atexit
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from numpy.typing import NDArray
+
+from ._engine import GREETING, check_greetings, too_late
+
+_SPINS = 2000  # tests of a request before this begins to sleep between them: about a millisecond
+_SLEEP = 50e-6
+_GRACE = 1.0  # seconds in which other ranks, which waited as long, may say what they saw
+
+# What MPI may still write to: a collective that has begun cannot be taken back.
+_given_up: list[Any] = []
+
+
+class MpiEngine:
+    """An `Engine`."""
+
+    def __init__(self, comm: Any, limit: float) -> None:
+        self._comm = comm
+        self.rank = comm.Get_rank()
+        self.size = comm.Get_size()
+        self.limit = limit
+
+    def all_reduce(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+        reduced = np.empty_like(words)
+        self._wait(self._comm.Iallreduce(words, reduced, MPI.SUM), words, reduced)
+        return reduced
+
+    def all_to_all(
+        self, data: Any, sent: Sequence[int], received: Sequence[int]
+    ) -> Callable[[], Any]:
+        source = data if isinstance(data, np.ndarray) else data.cpu().numpy()
+        target = np.empty(sum(received), np.uint8)
+        work = self._comm.Ialltoallv([source, list(sent)], [target, list(received)])
+
+        def end() -> Any:
+            self._wait(work, source, target)
+            return target
+
+        return end
+
+    def all_gather(self, mine: Any) -> list[Any]:
+        message = np.frombuffer(pickle.dumps(mine), np.uint8)
+        greeting = np.array([[GREETING, len(message)]], np.int64)
+        greetings = np.empty((self.size, 2), np.int64)
+        self._wait(self._comm.Iallgather(greeting, greetings), greeting, greetings)
+        lengths = check_greetings(greetings, self.rank)
+        messages = np.empty(sum(lengths), np.uint8)
+        work = self._comm.Iallgatherv(message, [messages, lengths])
+        self._wait(work, message, messages)
+        parts = np.split(messages, np.cumsum(lengths)[:-1])
+        return [pickle.loads(part.tobytes()) for part in parts]
+
+    def _wait(self, work: Any, *memory: Any) -> None:
+        end = time.monotonic() + self.limit
+        spins = 0
+        while not work.Test():
+            spins += 1
+            if spins < _SPINS:
+                continue
+            if time.monotonic() > end:
+                if not _given_up:
+                    atexit.register(self._abort)
+                _given_up.append((work, memory))
+                raise too_late(self.limit)
+            time.sleep(_SLEEP)
+
+    def _abort(self) -> None:
+        """In place of the end of MPI, which would wait for ranks that do not come."""
+        time.sleep(_GRACE)
+        self._comm.Abort(1)

@@ -1,0 +1,642 @@
+"""Sums, penalties and norms of tensors that are spread over ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _core
+from .._evaluate import of_each
+from .._numbers import at_least_0
+from .._resolve import name_of, resolve
+from .._sums import PartialSums, Sums
+from ..regularizers import parts_of_each
+from ..typing import Regularizers
+from ._agreement import Agreement, Pair, agree, merged
+from ._engine import Engine, RankError, engine_of
+from ._local import LocalSums, digest_of
+from ._shards import Shard, collect_named, is_tensor, layout_of, local_of, stand_in
+from ._wire import Call, Window, Word, header, is_common
+
+LIMIT = 300.0
+
+# Of this process's plans. That all ranks' numbers are the same again says that it is the same plan.
+_numbers = itertools.count()
+
+
+@dataclass(eq=False, slots=True)
+class DistributedSums(Sums):
+    """The sums of whole tensors, the same on every rank, in the order in which ranks named them.
+
+    Attributes:
+        exact: True if they have the bits that `fused_penalties.sums` of the whole tensors has.
+            False if some tensor is cut within its rows, as `Shard(1)` does: its sums, and the
+            totals, then are within the same error bounds, and have the same bits for the same
+            shards only.
+    """
+
+    exact: bool = True
+
+
+class Plan:
+    """Tensors that are spread over ranks: agreed upon once, then called at every step.
+
+    Making one is a collective of the whole group, and so is each call: every rank makes the same
+    calls in the same order. A call is one all-reduce of integers, of some 64 bytes for each tensor,
+    and where shards are not cut at multiples of 8 KiB an exchange of the raw edges before. Every
+    rank rounds the same integers, so all have the same result, with the bits that
+    `fused_penalties.sums` and `fused_penalties.penalty` have for the whole tensors in one process,
+    however many ranks there are.
+
+    Args:
+        named_shards: a mapping of names to what this rank holds, or ``model.named_parameters()``.
+            A DTensor says by itself which part of a tensor lies here; a `Shard` says it for any
+            array. A plain torch tensor or NumPy array is a whole one: if several ranks have one of
+            the same name they are replicas (as DDP has them), which count once; a name that other
+            ranks don't have is this rank's alone (as in a pipeline). All ranks' shards have to make
+            up whole tensors. A rank may hold nothing: ``{}``.
+        regularizer: as `fused_penalties.penalty` takes it, over the names of all ranks: one for
+            all, or rules; functions among the rules see the names and stand-ins with the global
+            shapes and dtypes. Functions as regularizers are refused: they would need whole tensors.
+        group: a process group of torch.distributed, None for its default one, or a communicator of
+            mpi4py.
+        timeout: how many seconds a call waits for the other ranks, at most.
+        check_replicas: at every call, compares the sums of all replicas. Plain arrays that several
+            ranks hold are compared at the first call in any case, since they may be shards that
+            nobody declared.
+
+    Attributes:
+        names: those of all tensors, also those of other ranks: in the order of rank 0, then in that
+            of rank 1 what is new there, and so on.
+        inexact: the names of tensors whose sums have not the bits of one process.
+
+    Raises, on all ranks alike:
+        ValueError: ranks that hold the same tensor with different shapes, dtypes or strengths;
+            shards that overlap or leave a gap; a rule that decides for no name.
+        RankError: a rank that raised an error of its own, or is at another call; replicas that
+            differ; a rank that is late or gone. In the last case nothing more can be exchanged with
+            this group.
+        TypeError: on the rank where it is, an argument that cannot be read; other ranks then raise
+            RankError, which has its text.
+    """
+
+    def __init__(
+        self,
+        named_shards: Any,
+        regularizer: Regularizers = None,
+        group: Any = None,
+        *,
+        timeout: float = LIMIT,
+        check_replicas: bool = False,
+    ) -> None:
+        def strengths(names: Sequence[str], stand_ins: Sequence[Any]) -> dict[str, Pair]:
+            return dict(zip(names, _pairs(regularizer, stand_ins, names), strict=True))
+
+        self._begin(lambda: collect_named(named_shards), strengths, group, timeout, check_replicas)
+
+    @classmethod
+    def with_strengths(
+        cls, named_shards: Any, strengths: Mapping[str, Pair], group: Any = None
+    ) -> Plan:
+        """One whose ranks know the strengths, l1 and l2, of what they hold."""
+        plan = cls.__new__(cls)
+        plan._begin(
+            lambda: collect_named(named_shards), lambda *_: dict(strengths), group, LIMIT, False
+        )
+        return plan
+
+    @classmethod
+    def of_grads(cls, params: Any, group: Any, timeout: float) -> Plan:
+        """One of gradients themselves."""
+        plan = cls.__new__(cls)
+        plan._begin(lambda: _grads_of(params), lambda *_: {}, group, timeout, False)
+        return plan
+
+    def _begin(
+        self,
+        read: Callable[[], dict[str, Any]],
+        strengths: Callable[[Sequence[str], Sequence[Any]], dict[str, Pair]],
+        group: Any,
+        timeout: float,
+        check_replicas: bool,
+    ) -> None:
+        self._engine: Engine = engine_of(group, at_least_0(timeout, "timeout"))
+        self._check_replicas = bool(check_replicas)
+        self._values: dict[str, Any] = {}
+
+        def layouts() -> Any:
+            self._values = read()
+            table = [layout_of(name, value) for name, value in self._values.items()]
+            torch_like = any(map(_is_torch, self._values.values()))
+            return table, torch_like, self._check_replicas, next(_numbers)
+
+        found = _gather(self._engine, layouts)
+        tables, torch_like, checks, numbers = map(list, zip(*found, strict=True))
+        if len(set(checks)) > 1:
+            raise ValueError("check_replicas: is True on some ranks only; wanted one for all")
+        self._agreement: Agreement = agree(self._engine.rank, tables)
+        self._torch = any(torch_like)
+        self._numbers = repr(numbers)
+        self.names: tuple[str, ...] = self._agreement.names
+        self.inexact: tuple[str, ...] = self._agreement.inexact
+        self._places = {name: at for at, name in enumerate(self.names)}
+        self._held: dict[int, Any] = {}  # the arrays that lie here
+        self._dtensors: list[tuple[int, Any]] = []  # which have to be asked for theirs at each call
+        for name, value in self._values.items():
+            array = value.array if isinstance(value, Shard) else value
+            if hasattr(array, "to_local"):
+                self._dtensors.append((self._places[name], array))
+            self._held[self._places[name]] = array
+        self._strengths: list[Pair] = []
+        self._penalized: list[int] = []
+        stand_ins = [stand_in(one, self._torch) for one in self._agreement.layouts]
+        self._set(merged(_gather(self._engine, lambda: strengths(self.names, stand_ins))))
+        everything = range(len(self.names))
+        self._all = self._calls(everything, "sums")
+        self._grads = self._calls(everything, "norm")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<Plan of {len(self)} tensors, rank {self._engine.rank} of {self._engine.size}>"
+
+    @property
+    def held(self) -> dict[str, Any]:
+        """What this rank holds, by its names."""
+        return dict(self._values)
+
+    def set_regularizer(self, regularizer: Regularizers) -> None:
+        """Other strengths, in place of all before: a collective, as the plan itself.
+
+        TypeError and ValueError as for the plan, which then stays as it was.
+        """
+        stand_ins = [stand_in(one, self._torch) for one in self._agreement.layouts]
+
+        def strengths() -> dict[str, Pair]:
+            return dict(zip(self.names, _pairs(regularizer, stand_ins, self.names), strict=True))
+
+        self._set(merged(_gather(self._engine, strengths)))
+
+    def set_strengths(self, strengths: Mapping[str, Pair]) -> None:
+        """The same for a plan that was made `with_strengths`."""
+        self._set(merged(_gather(self._engine, lambda: dict(strengths))))
+
+    def sums(self) -> DistributedSums:
+        """Σ|w| and Σw² of every whole tensor: a collective."""
+        limbs = self._all(self._locals)
+        sizes = np.array(self._agreement.sizes, np.int64)
+        found = _core.sums_of_limbs(limbs)
+        return DistributedSums(*found, sizes, self.names, not self.inexact)
+
+    def partial_sums(self) -> PartialSums:
+        """The exact sums of every whole tensor: a collective."""
+        return PartialSums(self._all(self._locals), self.names)
+
+    def value(self) -> Any:
+        """The penalty of all tensors, which autograd does not see: a collective.
+
+        A NumPy scalar, or a tensor of rank 0 if any rank's arrays are torch's: float64 if a tensor
+        with a penalty or without is, and else float32.
+        """
+        return self._result(_core.total(self._terms()))
+
+    def named(self) -> dict[str, Any]:
+        """Each tensor's penalty by its name, to be logged apart from the loss: a collective."""
+        return {
+            name: float(_core.scalar(term, _core.RESULT_IS_FLOAT64[layout.dtype]))
+            for name, term, layout in zip(
+                self.names, self._terms(), self._agreement.layouts, strict=True
+            )
+        }
+
+    def penalty(self) -> Any:
+        """`value`, which torch's autograd differentiates: a collective.
+
+        Its backward is none: the gradient of what lies here is made here, that of the unsharded
+        penalty at the same elements. It is not to be averaged or added up over ranks.
+        """
+        value = self.value()
+        if not self._torch:
+            return value
+        from ._autograd import attach
+
+        held = {
+            name: (one, *self._strengths[self._places[name]]) for name, one in self._values.items()
+        }
+        return attach(value, held)
+
+    def grad_norm(self, grads: Any = None) -> Any:
+        """The square root of the sum of squares of all gradients: a collective.
+
+        Args:
+            grads: a mapping of this rank's names to gradients that lie as the tensors do (None, or
+                no entry, for a tensor that has none); None for each torch parameter's ``.grad``.
+
+        A float, or a tensor of rank 0 if any rank's arrays are torch's, of the dtype of `value`.
+        The squares are added in float64: those of float16 gradients don't overflow.
+        """
+        return self._result(self._norm(grads))
+
+    def clip_grad_norm_(self, max_norm: float, grads: Any = None) -> Any:
+        """Scales all gradients by one factor so that their joint norm is at most `max_norm`.
+
+        Each rank scales what lies there, by the same factor. Arguments and result are those of
+        `grad_norm`, whose value before the clipping is returned; element by element it does what
+        `fused_penalties.Plan.clip_grad_norm` does.
+        """
+        most = at_least_0(max_norm, "max_norm", math.inf)
+        norm = self._norm(grads)
+        number = most / (norm + 1e-6)
+        if not number >= 1.0:
+            _scale([one for one in self._found_grads(grads).values() if one is not None], number)
+        return self._result(norm)
+
+    def _norm(self, grads: Any) -> float:
+        limbs = self._grads(lambda: self._grad_locals(grads))
+        square: float = _core.sums_of_limbs(limbs)[3]
+        return math.sqrt(square)
+
+    def _found_grads(self, grads: Any) -> dict[str, Any]:
+        if grads is None:
+            for name, one in self._values.items():
+                if not is_tensor(one):
+                    raise TypeError(
+                        f"grads: got None, and {name!r}, a {type(one).__name__}, has no gradient "
+                        "of its own; wanted a mapping of names to gradients"
+                    )
+            return {name: one.grad for name, one in self._values.items()}
+        found = collect_named(grads, "grads")
+        unknown = [name for name in found if name not in self._values]
+        if unknown:
+            raise ValueError(f"grads: {unknown[0]!r} is none of the names that this rank holds")
+        return {name: found.get(name) for name in self._values}
+
+    def _grad_locals(self, grads: Any) -> dict[int, Any]:
+        arrays = {}
+        for name, grad in self._found_grads(grads).items():
+            at = self._places[name]
+            if grad is None:
+                arrays[at] = _zeros_like(local_of(self._values[name]))
+                continue
+            if not _lies_as(grad, self._values[name]):
+                self._check_grad(name, grad)
+            arrays[at] = local_of(grad)
+        return arrays
+
+    def _check_grad(self, name: str, grad: Any) -> None:
+        layout, wanted = layout_of(name, grad), self._agreement.mine[self._places[name]]
+        compared: list[tuple[str, Any, Any]] = [("dtype", layout.dtype, wanted.dtype)]
+        # A plain array may be what lies here of a tensor that is spread.
+        if layout.declared or layout.shape != wanted.local:
+            compared.append(("shape", layout.shape, wanted.shape))
+            compared.append(("place", (layout.offset, layout.local), (wanted.offset, wanted.local)))
+        for what, one, other in compared:
+            if one != other:
+                raise ValueError(f"grads[{name!r}]: has the {what} {one}; its tensor has {other}")
+
+    def _locals(self) -> dict[int, Any]:
+        arrays = self._held.copy()
+        for at, value in self._dtensors:
+            arrays[at] = local_of(value)
+        return arrays
+
+    def _set(self, strengths: Mapping[str, Pair]) -> None:
+        pairs = [strengths.get(name, (0.0, 0.0)) for name in self.names]
+        rounded = [
+            (_core.coefficient(one.dtype, l1), _core.coefficient(one.dtype, l2))
+            for one, (l1, l2) in zip(self._agreement.layouts, pairs, strict=True)
+        ]
+        penalized = [at for at, pair in enumerate(rounded) if any(pair)]
+        if self._strengths and penalized == self._penalized:
+            self._strengths = rounded
+            return
+        self._strengths, self._penalized = rounded, penalized
+        self._value_calls = self._calls(penalized, "value")
+
+    def _calls(self, tensors: Sequence[int], kind: str) -> _Calls:
+        return _Calls(
+            self._engine, self._agreement, tensors, kind, self._check_replicas, self._numbers
+        )
+
+    def _terms(self) -> list[float]:
+        """Each tensor's penalty, in float64."""
+        limbs = self._value_calls(self._locals)
+        sum_abs, sum_square, *_ = _core.sums_of_limbs(limbs)
+        l1, l2 = ([self._strengths[at][k] for at in self._penalized] for k in (0, 1))
+        found = [0.0] * len(self)
+        for at, term in zip(
+            self._penalized, _core.terms(sum_abs, sum_square, l1, l2).tolist(), strict=True
+        ):
+            found[at] = term
+        return found
+
+    def _result(self, number: float) -> Any:
+        wide = any(_core.RESULT_IS_FLOAT64[one.dtype] for one in self._agreement.layouts)
+        if not self._torch:
+            return _core.scalar(number, wide)
+        import torch
+
+        here = (local_of(one) for one in self._values.values())
+        device = next((one.device for one in here if is_tensor(one)), None)
+        dtype = torch.float64 if wide else torch.float32
+        return torch.tensor(float(_core.scalar(number, wide)), dtype=dtype, device=device)
+
+
+class _Calls:
+    """One kind of call of a plan: of all tensors, or of those with a penalty, or of a total."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        agreement: Agreement,
+        tensors: Sequence[int],
+        kind: str,
+        check_replicas: bool,
+        numbers: str,
+    ) -> None:
+        self._engine = engine
+        self._agreement = agreement
+        self._local = LocalSums(agreement, tensors)
+        self._total = kind == "norm"
+        self._exchange = any(tensor in agreement.spread for tensor in tensors)
+        self._replicas = [one for one in agreement.replicas if one[0] in self._local.rows]
+        self._plain = [one for one in self._replicas if one[0] in agreement.plain]
+        self._always = check_replicas
+        self._digest = agreement.digest + repr((numbers, kind, list(tensors))).encode()
+        self._what = f"{kind} of {len(tensors)} tensors"
+        self._window: Window | None = None
+        self._step = 0
+        self._ended = time.monotonic()
+
+    def __call__(self, arrays_of: Callable[[], dict[int, Any]]) -> NDArray[np.int64]:
+        """The limbs of the whole tensors, or of their total; carries have not moved in them."""
+        self._step += 1
+        engine, local = self._engine, self._local
+        error: BaseException | None = None
+        arrays: dict[int, Any] = {}
+        limbs = np.zeros((len(local.rows), 2, _core.LIMBS), np.int64)
+        to_send: Any = None
+        try:
+            arrays = arrays_of()
+            if len(local.rows) < len(arrays):
+                arrays = {at: one for at, one in arrays.items() if at in local.rows}
+            local.take(arrays)
+            to_send = local.to_send() if self._exchange else None
+        except BaseException as fault:  # this rank takes part all the same, or others would wait
+            error = fault
+        if self._exchange:
+            end = engine.all_to_all(
+                local.nothing_to_send() if to_send is None else to_send,
+                local.sent_bytes,
+                local.received_bytes,
+            )
+        digests: dict[int, int] = {}
+        if error is None:
+            try:
+                limbs = local.limbs()
+                digests = self._digests(arrays)
+            except BaseException as fault:
+                error = fault
+        if self._exchange:
+            received = end()
+            if error is None:
+                try:
+                    limbs = local.add_assembled(limbs, received)
+                except BaseException as fault:
+                    error = fault
+        # The owner's digest, as often as others have theirs, less theirs: zero if all are equal.
+        difference = sum(
+            digests[tensor] * (holders - 1 if owner == engine.rank else -1)
+            for tensor, holders, owner in self._replicas
+            if tensor in digests
+        )
+        if self._total:
+            limbs = _core.canonical_limbs(limbs.sum(axis=0, keepdims=True))
+        return self._reduced(limbs, difference, digests, error)
+
+    def _digests(self, arrays: dict[int, Any]) -> dict[int, int]:
+        checked = self._replicas if self._always else self._plain if self._step == 1 else []
+        return {tensor: digest_of(arrays[tensor]) for tensor, _, _ in checked}
+
+    def _reduced(
+        self,
+        limbs: NDArray[np.int64],
+        difference: int,
+        digests: dict[int, int],
+        error: BaseException | None,
+    ) -> NDArray[np.int64]:
+        words, inside = limbs.reshape(-1), True
+        window = self._window
+        if window is not None:
+            words, inside = window.pack(limbs)
+        reduced = self._exchanged(words, not inside, difference, digests, error)
+        if window is not None and not reduced[Word.OUTSIDE]:
+            return window.unpack(reduced[Word.HEADER :])
+        if window is not None:
+            reduced = self._exchanged(limbs.reshape(-1), False, 0, {}, None)
+        found = reduced[Word.HEADER :].reshape(limbs.shape)
+        if not self._total:
+            self._window = Window.around(found, window, self._engine.size)
+        return found
+
+    def _exchanged(
+        self,
+        words: NDArray[np.int64],
+        outside: bool,
+        difference: int,
+        digests: dict[int, int],
+        error: BaseException | None,
+    ) -> NDArray[np.int64]:
+        engine = self._engine
+        call = Call(self._digest, self._step)
+        waited = time.monotonic() - self._ended
+        mine = header(
+            call,
+            FAULTS=error is not None,
+            OUTSIDE=outside,
+            LATE=waited > engine.limit / 2,
+            REPLICAS=difference,
+        )
+        reduced = engine.all_reduce(np.concatenate([mine, words]))
+        self._ended = time.monotonic()
+        common = is_common(reduced[: Word.HEADER], call, engine.size)
+        if not common or reduced[Word.FAULTS] or reduced[Word.REPLICAS]:
+            self._raise(error, digests)
+        if reduced[Word.LATE]:
+            # Another rank may have given up just before this one came: see whether all are there.
+            engine.all_reduce(header(call))
+        return reduced
+
+    def _raise(self, error: BaseException | None, digests: dict[int, int]) -> None:
+        """The same error on all ranks: of the lowest rank that has something to say."""
+        here = self._engine.rank
+        text = None if error is None else f"{type(error).__name__}: {error}"
+        named = {self._agreement.names[tensor]: digest for tensor, digest in digests.items()}
+        found = self._engine.all_gather((text, self._what, self._step, self._digest, named))
+        faults = [f"rank {at}: {one[0]}" for at, one in enumerate(found) if one[0] is not None]
+        if not faults:
+            faults = _different_calls(found) or _drifted(found)
+        message = "; ".join(faults) or f"the words that came are not those that were sent ({here})"
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        raise RankError(message) from error
+
+
+def _different_calls(found: Sequence[Any]) -> list[str]:
+    calls = [one[1:4] for one in found]
+    if all(call == calls[0] for call in calls):
+        return []
+    each = ", ".join(
+        f"rank {at} at call {step} of its {what}" for at, (what, step, _) in enumerate(calls)
+    )
+    return [f"ranks are not at the same call of the same plan: {each}"]
+
+
+def _drifted(found: Sequence[Any]) -> list[str]:
+    seen: dict[str, tuple[int, int]] = {}
+    for rank, one in enumerate(found):
+        for name, digest in one[4].items():
+            there, at = seen.setdefault(name, (digest, rank))
+            if there != digest:
+                return [
+                    f"replicas differ: {name!r} has other sums on rank {rank} than on rank {at}; "
+                    "wanted equal ones (what is a part of a tensor has to be a DTensor or a Shard)"
+                ]
+    return []
+
+
+def _gather(engine: Engine, make: Callable[[], Any]) -> list[Any]:
+    """What `make` returns on each rank. If it raises on one, all raise."""
+    mine, error = None, None
+    try:
+        mine = make()
+    except Exception as fault:
+        error = fault
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    found = engine.all_gather((text, mine))
+    faults = [f"rank {at}: {text}" for at, (text, _) in enumerate(found) if text is not None]
+    if len(faults) == engine.size and error is not None and len({one[0] for one in found}) == 1:
+        raise error  # everywhere the same: a rule that holds nowhere, say
+    if faults:
+        raise RankError("; ".join(faults)) from error
+    return [one for _, one in found]
+
+
+def _pairs(regularizer: Any, items: Sequence[Any], names: Sequence[str]) -> list[Pair]:
+    pairs = []
+    regularizers = resolve(regularizer, items, names)
+    each = of_each(parts_of_each(regularizers), len(items))
+    for name, one, parts in zip(names, regularizers, each, strict=True):
+        if parts.others:
+            raise TypeError(
+                f"regularizer: {name_of(one)} of {name!r} would need the whole tensor; wanted sums "
+                "of L1 and L2 penalties"
+            )
+        pairs.append(parts.linear or (0.0, 0.0))
+    return pairs
+
+
+def _is_torch(value: Any) -> bool:
+    with contextlib.suppress(TypeError):
+        return is_tensor(local_of(value))
+    return False
+
+
+def _lies_as(grad: Any, value: Any) -> bool:
+    """True if it certainly lies as the other one does; False asks for a closer look."""
+    if hasattr(grad, "to_local") and hasattr(value, "to_local"):
+        return bool(
+            grad.placements == value.placements
+            and grad.device_mesh is value.device_mesh
+            and grad.shape == value.shape
+            and grad.dtype == value.dtype
+        )
+    return False
+
+
+def _zeros_like(array: Any) -> Any:
+    if is_tensor(array):
+        import torch
+
+        return torch.zeros_like(array)
+    return np.zeros_like(array)
+
+
+def _scale(grads: Sequence[Any], number: float) -> None:
+    tensors = [local_of(one) for one in grads if _is_torch(one)]
+    if tensors:
+        import torch
+
+        torch._foreach_mul_(tensors, number)
+    for one in grads:
+        if not _is_torch(one):
+            array = local_of(one)
+            exact = np.float64 if array.dtype == np.float64 else np.float32
+            array[...] = (array.astype(exact) * exact(number)).astype(array.dtype)
+
+
+def sums(named_shards: Any, group: Any = None, *, timeout: float = LIMIT) -> DistributedSums:
+    """Σ|w| and Σw² of tensors that are spread over ranks: a collective.
+
+    ``Plan(named_shards, None, group).sums()``, for one call: a loop makes its plan once.
+    """
+    return Plan(named_shards, None, group, timeout=timeout).sums()
+
+
+def penalty(
+    named_shards: Any, regularizer: Regularizers, group: Any = None, *, timeout: float = LIMIT
+) -> Any:
+    """The penalty of tensors that are spread over ranks: a collective.
+
+    ``Plan(named_shards, regularizer, group)`` for one call: differentiable if any rank's arrays are
+    torch's, and else a NumPy scalar.
+    """
+    return Plan(named_shards, regularizer, group, timeout=timeout).penalty()
+
+
+def grad_norm(named: Any, group: Any = None, *, timeout: float = LIMIT) -> Any:
+    """The joint L2 norm of gradients that are spread over ranks: a collective.
+
+    Args:
+        named: a mapping of names to torch parameters, whose ``.grad`` is meant, or to NumPy arrays
+            and Shards, which are the gradients themselves; or ``model.named_parameters()``.
+        group, timeout: as for `Plan`, which has the same for every step.
+    """
+    plan = Plan.of_grads(named, group, timeout)
+    return plan.grad_norm(plan.held)
+
+
+def clip_grad_norm_(
+    params: Any, max_norm: float, group: Any = None, *, timeout: float = LIMIT
+) -> Any:
+    """Scales gradients that are spread over ranks so that their joint norm is at most `max_norm`.
+
+    Arguments as for `grad_norm`, whose value before the clipping is returned.
+    """
+    plan = Plan.of_grads(params, group, timeout)
+    return plan.clip_grad_norm_(max_norm, plan.held)
+
+
+def _grads_of(params: Any) -> dict[str, Any]:
+    """The gradients of parameters; what is no parameter of torch's is one itself."""
+    grads = {}
+    for name, one in collect_named(params, "params").items():
+        if not is_tensor(one):
+            grads[name] = one
+            continue
+        import torch
+
+        if isinstance(one, torch.nn.Parameter) or one.requires_grad:
+            one = one.grad
+        if one is not None:
+            grads[name] = one
+    return grads

@@ -1,0 +1,107 @@
+"""One rank of MPI: NumPy arrays that are cut anywhere, against one process, and ranks at fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+import fused_penalties as fp
+from fused_penalties import distributed as fpd
+from fused_penalties.regularizers import L1L2, L2
+from random_shards import random_shards
+
+COMM = MPI.COMM_WORLD
+RANK, RANKS = COMM.Get_rank(), COMM.Get_size()
+LAST = RANK == RANKS - 1
+LIMIT = 2.0  # seconds
+
+
+def told(call: Callable[[], Any]) -> str:
+    try:
+        found = call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return f"no error but {found!r}"
+
+
+def cases() -> dict[str, Any]:
+    """What was found and what is wanted, as texts."""
+    found = {}
+    for name, mine, kept in random_shards(RANK, RANKS):
+        rules = [(lambda name, w: name != "a" and w.ndim < 3, L1L2(0.1, 0.2))]
+        plan, wanted = fpd.Plan(mine, rules, COMM), fp.sums(kept)
+        for step in range(3):
+            sums = plan.sums()
+            assert sums.exact
+            assert sums.names == wanted.names
+            floats = [[*one.abs, *one.square, one.total_square] for one in (sums, wanted)]
+            found[f"{name}, step {step}"] = [[float(x).hex() for x in one] for one in floats]
+        penalties = plan.value(), fp.penalty(kept, rules)
+        assert type(penalties[0]) is type(penalties[1])
+        found[f"{name}, penalty"] = [float(one).hex() for one in penalties]
+
+        copies = {key: fpd.Shard(one.array.copy(), *one[1:]) for key, one in mine.items()}
+        norm = fpd.clip_grad_norm_(copies, 1.0, COMM)
+        found[f"{name}, norm"] = [float(norm).hex(), float(_rounded(wanted, kept)).hex()]
+        scaled = fpd.grad_norm(copies, COMM)
+        assert math.isclose(scaled, 1.0, rel_tol=1e-3)
+    mine = {f"{RANK}": np.full(7, RANK + 1.0)}  # a pipeline
+    every = {f"{rank}": np.full(7, rank + 1.0) for rank in range(RANKS)}
+    found["pipeline"] = [one.square.tolist() for one in (fpd.sums(mine, COMM), fp.sums(every))]
+    return found
+
+
+def _rounded(sums: Any, arrays: dict[str, Any]) -> Any:
+    wide = any(one.dtype == np.float64 for one in arrays.values())
+    return sums.total_l2_norm if wide else np.float32(sums.total_l2_norm)
+
+
+def faults() -> dict[str, str]:
+    """Faults after which the ranks are still together."""
+    one = np.ones(5000)
+    found = {}
+    for name, mine in (
+        ("shapes", {"w": np.ones(3 + LAST)}),
+        ("dtypes", {"w": np.ones(3, np.float64 if LAST else np.float32)}),
+        ("gap", {} if LAST else {"w": fpd.Shard(np.ones(2), (2 * RANKS,), (2 * RANK,))}),
+        ("an error of its own", {"w": [1.0] if LAST else np.ones(3)}),
+        ("undeclared", {"w": np.ones(3) + RANK}),
+    ):
+        found[name] = told(lambda mine=mine: fpd.sums(mine, COMM, timeout=LIMIT))
+    plan = fpd.Plan({"w": one}, L2(0.5), COMM, timeout=LIMIT, check_replicas=True)
+    plan.value()
+    one[7] = 1.0 + LAST
+    found["drifted"] = told(plan.value)
+    one[7] = np.nan
+    found["NaN"] = told(lambda: float(plan.value()))
+    one[7] = 1.0
+    found["nothing"] = told(lambda: float(fpd.sums({} if LAST else {"w": one}, COMM).total_abs))
+    return found
+
+
+def late() -> dict[str, str]:
+    plan = fpd.Plan({f"{RANK}": np.ones(5000)}, L2(0.5), COMM, timeout=LIMIT)
+    plan.value()
+    if LAST:
+        time.sleep(60.0)
+    start = time.monotonic()
+    text = told(plan.value)
+    return {"told": text, "seconds": str(time.monotonic() - start)}
+
+
+def main() -> None:
+    folder, which = Path(sys.argv[1]), sys.argv[2]
+    found = {"cases": cases, "faults": faults, "late": late}[which]()
+    (folder / f"{RANK}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Ranks of torch.distributed of which one is at fault: what each of them is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Partial, Shard, distribute_tensor
+
+from fused_penalties import distributed as fpd
+from fused_penalties.regularizers import L1, L2
+
+LIMIT = 3.0  # seconds
+
+
+def told(call: Callable[[], Any]) -> str:
+    """What a call raises, or what it returned in its place."""
+    try:
+        found = call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return f"no error but {found!r}"
+
+
+def ones(*shape: int, dtype: Any = torch.float32) -> Any:
+    return torch.ones(shape, dtype=dtype)
+
+
+def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+    """Faults after which the ranks are still together: one after the other, in one group."""
+    last = rank == ranks - 1
+    found = {}
+
+    def sums(name: str, mine: Any, rules: Any = None) -> None:
+        found[name] = told(lambda: fpd.Plan(mine, rules, timeout=LIMIT).value())
+
+    sums("shapes", {"w": ones(3, 4 + last)})
+    sums("dtypes", {"w": ones(8, dtype=torch.float64 if last else torch.float32)})
+    sums("gap", {} if last else {"w": fpd.Shard(ones(2, 5), (2 * ranks, 5), (2 * rank, 0))})
+    sums("overlap", {"w": fpd.Shard(ones(3, 5), (2 * ranks + 1, 5), (2 * rank, 0))})
+    sums("gap within rows", {"w": fpd.Shard(ones(5, 1), (5, ranks + 1), (0, rank))})
+    sums("overlap within rows", {"w": fpd.Shard(ones(5, 2), (5, ranks + 1), (0, rank))})
+    sums("outside", {"w": fpd.Shard(ones(5), (5 if last else 50,), (3,))})
+    sums("strengths", {"w": ones(3)}, L2(0.25 if last else 0.5))
+    sums("a rule for nothing", {"w": ones(3)}, {"v": L1(0.5)})
+    sums("a rule for nothing on one rank", {"w": ones(3)}, {"v" if last else "w": L1(0.5)})
+    sums("a function", {"w": ones(3)}, lambda w: 0.0)
+    sums("no array", {"w": [1.0] if last else ones(3)})
+    sums("integers", {"w": ones(3, dtype=torch.int32)})
+    sums("parts to be added up", {"w": _partial(ranks)})
+    sums("shards that nobody declared", {"w": ones(3) + rank}, L1(0.5))
+
+    weight = ones(1000)
+    plan = fpd.Plan({"w": weight, "b": ones(5)}, L2(0.5), timeout=LIMIT, check_replicas=True)
+    plan.value()
+    if last:
+        weight[17] = 2.0
+    found["replicas that drifted"] = told(plan.value)
+    if last:
+        weight[17] = 1.0
+    found["replicas that are equal again"] = told(plan.value)
+
+    shard = distribute_tensor(ones(6000), init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    plan = fpd.Plan({"w": shard}, L2(0.5), timeout=LIMIT)
+    plan.sums()
+    grads: dict[str, Any] = {"w": shard}
+    if last:
+        grads = {"v": shard}
+    found["an error of its own"] = told(lambda: plan.grad_norm(grads))
+    found["grads of another dtype"] = told(
+        lambda: plan.grad_norm({"w": shard.double() if last else shard})
+    )
+    if last:
+        shard.to_local()[0] = torch.nan
+    found["NaN"] = told(lambda: float(plan.sums().total_abs))
+    if last:
+        shard.to_local()[0] = 1.0
+    found["no NaN any more"] = told(lambda: float(plan.sums().total_abs))
+    found["nothing on one rank"] = told(
+        lambda: float(fpd.sums({} if last else {"w": ones(4)}).total_abs)
+    )
+    two = [fpd.Plan({"w": shard}, L2(scale)) for scale in (0.5, 0.25)]
+    found["another plan"] = told(two[last].value)
+    if last:
+        plan._all._step += 1  # as if it had made a call that others have not
+    found["another call"] = told(plan.sums)
+    return found
+
+
+def _partial(ranks: int) -> Any:
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(ones(3), init_device_mesh("cpu", (ranks,)), [Partial()])
+
+
+def late(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+    """One rank comes after the others have given up, while their processes are still there."""
+    return _without(rank, ranks, lambda: time.sleep(1.5 * LIMIT))
+
+
+def dead(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+    return _without(rank, ranks, lambda: os._exit(7))
+
+
+def _without(rank: int, ranks: int, leave: Callable[[], None]) -> dict[str, str]:
+    shard = distribute_tensor(ones(6000), init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    plan = fpd.Plan({"w": shard}, L2(0.5), timeout=LIMIT)
+    plan.value()
+    if rank == ranks - 1:
+        leave()
+    start = time.monotonic()
+    text = told(plan.value)
+    return {"told": text, "seconds": str(time.monotonic() - start)}
+
+
+def main() -> None:
+    rank, ranks, folder, which = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/s", rank=rank, world_size=ranks)
+    found = {"faults": faults, "late": late, "dead": dead}[which](rank, ranks, folder)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    if which == "faults":
+        dist.destroy_process_group()
+        return
+    while which == "late" and not (folder / f"{ranks - 1}.json").exists():
+        time.sleep(0.1)
+    os._exit(0)  # else the end would wait for what is not there any more
+
+
+if __name__ == "__main__":
+    main()
