@@ -83,6 +83,8 @@ def _first_that_holds(
         if not earlier:
             raise ValueError(
                 f"{rule.label}: {rule.holds_for} none of the {len(names)} names: {some_of(names)}"
+                if names
+                else f"{rule.label}: {rule.holds_for} nothing, since there are no names"
             )
         taken = some_of([f"{name} by {label}" for name, label in earlier.items()])
         raise ValueError(

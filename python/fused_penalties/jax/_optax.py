@@ -78,7 +78,7 @@ def proximal(
     import optax
 
     scheduled = callable(learning_rate)
-    if isinstance(learning_rate, int | float):
+    if isinstance(learning_rate, int | float | str):
         at_least_0(learning_rate, "learning_rate")
 
     def init(params: Any) -> Any:

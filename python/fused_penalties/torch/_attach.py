@@ -55,7 +55,7 @@ class Handle:
     Args:
         penalty: its rules, at each step; of functions among them no gradient is known.
         optimizer: any of torch's but LBFGS. Mode "grad" refuses steps with a closure, which makes
-            gradients when it is too late.
+            gradients when it is too late, and sparse gradients.
         mode: "grad", "prox" or "decay".
         schedule: a function of the number of steps that were made, which returns the rules for the
             next one, as `Penalty.set_regularizer` does with `step`.
@@ -76,6 +76,10 @@ class Handle:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer: got a {type(optimizer).__name__}; wanted a torch.optim.Optimizer"
+            )
+        if schedule is not None and not callable(schedule):
+            raise TypeError(
+                f"schedule: got a {type(schedule).__name__}; wanted a function of the step's number"
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(

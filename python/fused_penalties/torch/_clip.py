@@ -26,10 +26,30 @@ def clip_grad_norm_(
     float16 gradients do not overflow. Nothing is written where nothing is clipped. What this cannot
     do is left to torch's: another `norm_type`, gradients that are no plain tensors, those on
     several devices or on one that is neither the CPU nor a GPU of CUDA.
+
+    Args:
+        parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
+        max_norm: at least 0; torch's own also takes negative ones, and turns gradients round.
+
+    Returns:
+        The norm before it was clipped, a tensor of rank 0.
+
+    Raises:
+        TypeError: `parameters` that are no tensors.
+        ValueError: a `max_norm` that is negative or NaN.
+        RuntimeError: a norm that is not finite, if `error_if_nonfinite` says so.
     """
     if isinstance(parameters, torch.Tensor):
         parameters = [parameters]
+    elif not isinstance(parameters, Iterable) or isinstance(parameters, torch.nn.Module):
+        raise TypeError(
+            f"parameters: got a {type(parameters).__name__}; wanted a tensor or an iterable of "
+            "tensors, such as model.parameters()"
+        )
     parameters = list(parameters)
+    for at, param in enumerate(parameters):
+        if not isinstance(param, torch.Tensor):
+            raise TypeError(f"parameters[{at}]: got a {type(param).__name__}; wanted a tensor")
     params = [param for param in parameters if param.grad is not None]
     if norm_type != 2.0 or not params or not _all_plain(params):
         return torch.nn.utils.clip_grad_norm_(

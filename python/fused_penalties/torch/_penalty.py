@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from .._evaluate import of_each
@@ -48,7 +49,8 @@ def penalty(params: Any, regularizer: Regularizers) -> Any:
 
     Returns:
         A tensor of rank 0, float64 if a tensor is and else float32, also under autocast. Tensors
-        without a penalty do not come into it.
+        without a penalty do not come into it. Strengths are rounded to the dtype of each tensor
+        first, to float32 for those of 16 bits.
 
     Derivatives of any order are right, in backward and in forward mode, in `torch.func` and in
     `torch.compile`. What is listed twice counts twice.
@@ -64,6 +66,11 @@ def penalty(params: Any, regularizer: Regularizers) -> Any:
     elif isinstance(params, Mapping) or hasattr(params, "keys"):  # ParameterDict is no Mapping
         names, weights = [str(name) for name in params], list(params.values())
     else:
+        if not isinstance(params, Iterable) or isinstance(params, torch.nn.Module | np.ndarray):
+            raise TypeError(
+                f"params: got a {type(params).__name__}; wanted a tensor, an iterable of tensors "
+                "or a mapping of names to them; Penalty takes a model"
+            )
         weights = list(params)
     regularizers = resolve(regularizer, weights, names)
     return total(_penalized(names or range(len(weights)), weights, regularizers), weights)
@@ -105,6 +112,8 @@ def _check(key: Any, weight: Any, spread: bool) -> None:
     if (plain or (spread and hasattr(weight, "to_local"))) and weight.dtype in WEIGHTS:
         return
     label = f"params[{key!r}]"
+    if isinstance(weight, tuple):
+        raise TypeError(f"{label}: got a tuple; wanted a tensor (of pairs with names, dict(pairs))")
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{label}: got a {type(weight).__name__}; wanted a torch tensor")
     if hasattr(weight, "to_local") and not spread:
