@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 
@@ -15,3 +17,14 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     elif not build_info()["ffi"]:
         pytest.skip("not built: what `python -m fused_penalties.jax build` makes")
     return str(request.param)
+
+
+@pytest.fixture
+def x64() -> Any:
+    """JAX's float64 arrays, for one test."""
+    import jax
+
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)

@@ -30,15 +30,6 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def x64() -> Any:
-    """JAX's float64 arrays, for one test."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def bits(x: Any) -> str:
     return f"{x.dtype} {float(x).hex()}"
 

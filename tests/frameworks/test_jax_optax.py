@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +173,38 @@ def test_zeros_are_exact_whatever_the_numbers() -> None:
         u = (rng.standard_normal(20_000) * 10.0 ** rng.integers(-4, 3, 20_000)).astype(dtype)
         after = optax.apply_updates(p, updated(proximal(L1(1e4)), u, p))
         assert not np.any(np.asarray(after))
+
+
+PAIRS = list(itertools.product(jax_oracle.DTYPES, repeat=2))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("of_updates", "of_params"), PAIRS)
+def test_zeros_are_exact_whatever_the_dtypes(of_updates: str, of_params: str) -> None:
+    rng = np.random.default_rng(1)
+    updates, params = (
+        jnp.asarray(rng.standard_normal(1000)).astype(dtype) for dtype in (of_updates, of_params)
+    )
+    after = optax.apply_updates(params, updated(proximal(L1(0.5)), updates, params))
+    assert after.dtype == of_params
+    moved = np.asarray(params, np.float64) + np.asarray(updates, np.float64)
+    cut = np.abs(moved) < 0.499
+    assert cut.sum() > 100
+    assert not np.any(np.asarray(after)[cut])
+    assert_close(after, jax_oracle.shrunk(moved, 0.5, 0.0), of_params, ulps=8)
+
+
+@pytest.mark.parametrize("make", [optax.sgd, optax.adam])
+def test_narrow_gradients_train_wide_parameters(make: Any) -> None:
+    """In a scan, whose state must keep its dtypes."""
+    params = {"a": jnp.linspace(-1.0, 1.0, 1000)}
+    narrow = optax.stateless(lambda g, _: jax.tree.map(lambda x: x.astype(jnp.bfloat16), g))
+    rate = 0.125
+    chain = optax.chain(narrow, make(rate), proximal(L1(100.0), learning_rate=lambda count: rate))
+    for optimizer in (chain, optax.MultiSteps(chain, 2)):
+        last = train(optimizer, loss, params, steps=4)["a"]
+        assert last.dtype == np.float32
+        assert not np.any(last)
 
 
 def test_nan_stays_nan() -> None:

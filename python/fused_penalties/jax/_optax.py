@@ -61,7 +61,8 @@ def proximal(
     It comes last: `chain(sgd(0.1), proximal(L1(1e-4), learning_rate=0.1))` is proximal gradient
     descent on the loss plus the penalty. The updates are changed so that the parameters become,
     within the rounding of that sum, sign(w)·max(|w| - rate·l1, 0) / (1 + 2·rate·l2), w being what
-    they would have become; what becomes zero is exactly zero.
+    they would have become; what becomes zero is exactly zero. Updates of a narrower dtype than
+    their parameters' are widened to it for that.
 
     Args:
         regularizer: as `penalty` takes it; functions are refused, of which no step is known.
@@ -100,7 +101,8 @@ def proximal(
             rest = jnp.abs(w) - rate * l1
             to = jnp.where(rest > 0, jnp.sign(w) * rest / (1.0 + 2.0 * rate * l2), 0.0)
             to = jnp.where(jnp.isnan(w), w, to)
-            return (to - weight).astype(update.dtype)
+            # A narrower update would not reach the weight's zero.
+            return (to - weight).astype(jnp.promote_types(update.dtype, weight.dtype))
 
         return _each(shrunk, updates, Leaves(_given(params), regularizer, mask)), state
 
