@@ -194,3 +194,60 @@ def test_cmake_says_what_it_wants(tmp_path: Path) -> None:
     done = cmake(tmp_path / "build", str(tmp_path))
     assert done.returncode != 0
     assert "jax.ffi.include_dir()" in done.stderr
+
+
+EXPORT = """
+import sys
+import jax, numpy as np
+from jax import export
+from fused_penalties.jax import penalty
+from fused_penalties.regularizers import L1L2
+
+checks = [export.DisabledSafetyCheck.custom_call(target) for target in sys.argv[1:]]
+function = jax.jit(jax.value_and_grad(lambda w: penalty(w, L1L2(0.5, 0.25))))
+for platforms in ["cpu"], ["cpu", "cuda"]:
+    exporting = export.export(function, platforms=platforms, disabled_checks=checks)
+    with open("-".join(platforms), "wb") as file:
+        file.write(exporting(jax.ShapeDtypeStruct((10_007,), np.float32)).serialize())
+"""
+
+CALL = """
+import fused_penalties as fp
+import numpy as np
+from jax import export
+
+w = np.random.default_rng(0).standard_normal(10_007).astype(np.float32)
+wide = w.astype(np.float64)
+for name in "cpu", "cpu-cuda":
+    with open(name, "rb") as file:
+        value, gradient = export.deserialize(bytearray(file.read())).call(w)
+    np.testing.assert_allclose(value, (0.5 * abs(wide) + 0.25 * wide**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, 0.5 * np.sign(wide) + 0.5 * wide, rtol=1e-6)
+    print(np.float32(value) == np.float32(fp.penalty([w], fp.regularizers.L1L2(0.5, 0.25))))
+"""
+
+
+def test_it_is_exported(package: Path) -> None:
+    pytest.importorskip("flatbuffers", reason="not installed: flatbuffers")  # jax.export's
+    importing = "import fused_penalties.jax" + CALL
+
+    # Without the library the export is plain XLA, which asks for nothing.
+    done = run(package, "-c", EXPORT)
+    assert done.returncode == 0, done.stderr
+    done = run(package, "-c", CALL)
+    assert done.returncode == 0, done.stderr
+
+    build(package)
+    done = run(package, "-c", EXPORT)
+    assert "Cannot serialize code with custom calls" in done.stderr
+    done = run(package, "-c", EXPORT, _handler.TARGET)
+    assert done.returncode == 0, done.stderr
+    done = run(package, "-c", importing)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "True\nTrue\n"
+
+    # Processes that do not know the library, and then ones that cannot.
+    not_found = f"No FFI handler registered for {_handler.TARGET}"
+    assert not_found in run(package, "-c", CALL).stderr
+    (package / "jax" / "handler.so").unlink()
+    assert not_found in run(package, "-c", importing).stderr
