@@ -152,9 +152,10 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
             f"model: got a {type(model).__name__}, which has a {_HOOK} of its own, and would lose "
             "what that finds; wanted a model with Keras'"
         )
-    added = _added(model, rules)
+    terms = _terms_to_add(model, rules)
     if _fusion_of(model) is not None:
         unfuse(model)
+    added = [(variable, _Added(variable.regularizer, more)) for variable, more in terms]
     for variable, regularizer in added:
         variable.regularizer = regularizer
     # Past Keras' own __setattr__, which looks for layers and weights in what a model is given.
@@ -170,9 +171,8 @@ def unfuse(model: keras.Layer) -> None:
     if fusion is None:
         raise ValueError(f"model: got {model!r}, which is not fused")
     object.__delattr__(model, _HOOK)
-    for variable, regularizer in fusion.added:
-        if variable.regularizer is regularizer:  # not what somebody has set since
-            variable.regularizer = regularizer.own
+    for variable, added in fusion.added:
+        variable.regularizer = _without(added, variable.regularizer)
 
 
 _HOOK = "_get_regularization_losses"
@@ -198,7 +198,11 @@ class _Fusion:
     def __call__(self) -> list[Tensor]:
         fused, pairs, rest = [], [], []
         regularizer = coefficients = None
-        for variable in self.model.trainable_weights:
+        weights = self.model.trainable_weights
+        self.strengths.start_step()
+        if len(self.dtypes) > len(weights):  # some are no longer the model's
+            self.dtypes.clear()
+        for variable in weights:
             if variable.regularizer is not regularizer:  # many follow each other with the same
                 regularizer = variable.regularizer
                 coefficients = self.strengths(regularizer)
@@ -226,7 +230,13 @@ class _Strengths:
     """From a regularizer to its (l1, l2); to None for one that has to be called."""
 
     def __init__(self) -> None:
-        self.numbers: dict[int, tuple[Tensor, float]] = {}
+        # By the id of a tensor, which is kept so that its id stays its own.
+        self.numbers: dict[int, tuple[Tensor, int, float]] = {}
+        self.last_numbers = self.numbers
+
+    def start_step(self) -> None:
+        """Forgets what the last step did not use."""
+        self.last_numbers, self.numbers = self.numbers, {}
 
     def __call__(self, regularizer: Any) -> tuple[float, float] | None:
         factors = _FACTORS.get(type(regularizer))
@@ -242,18 +252,25 @@ class _Strengths:
             return factor
         if isinstance(factor, float | int):
             return float(factor)
-        known = self.numbers.get(id(factor))
-        if known is not None:
-            return known[1]
-        if isinstance(factor, keras.Variable) or not keras.ops.is_tensor(factor):
-            return None
         # Keras keeps that of its L1 as a tensor, which may be on a GPU: it is waited for once.
-        try:
-            value = float(factor)
-        except (TypeError, ValueError):  # of a graph
+        if getattr(factor, "requires_grad", False):
             return None
-        self.numbers[id(factor)] = factor, value
-        return value
+        try:
+            version = getattr(factor, "_version", 0)  # only torch's tensors change in place
+        except RuntimeError:  # torch's inference tensors do not count their changes
+            return None
+        key = id(factor)
+        known = self.numbers.get(key) or self.last_numbers.get(key)
+        if known is None or known[1] != version:
+            # Variables, Keras' and TensorFlow's, have `assign`.
+            if hasattr(factor, "assign") or not ops.is_tensor(factor):
+                return None
+            try:
+                known = factor, version, float(factor)
+            except (TypeError, ValueError):  # of a graph
+                return None
+        self.numbers[key] = known
+        return known[2]
 
 
 _FACTORS = {
@@ -271,7 +288,11 @@ class _Added(keras.regularizers.Regularizer):  # type: ignore[misc]
 
     def __init__(self, own: Any, more: Sequence[Any]) -> None:
         self.own = own
-        self.terms = [*([] if own is None else [own]), *more]
+        self.more = more
+
+    @property
+    def terms(self) -> list[Any]:
+        return [*([] if self.own is None else [self.own]), *self.more]
 
     def coefficients(self, strengths: _Strengths) -> tuple[float, float] | None:
         pairs = [strengths(term) for term in self.terms]
@@ -286,8 +307,17 @@ class _Added(keras.regularizers.Regularizer):  # type: ignore[misc]
         return sum((ops.cast(value, wide) for value in found), start=ops.zeros((), wide))
 
 
-def _added(model: keras.Layer, rules: Regularizers) -> list[tuple[Any, _Added]]:
-    """The weights to which rules add a penalty, and their regularizers with it."""
+def _without(added: _Added, regularizer: Any) -> Any:
+    """The regularizer less what a fusion added, on which that of another model may stand."""
+    if regularizer is added:
+        return added.own
+    if isinstance(regularizer, _Added):
+        regularizer.own = _without(added, regularizer.own)
+    return regularizer  # as it is if somebody has set another since
+
+
+def _terms_to_add(model: keras.Layer, rules: Regularizers) -> list[tuple[Any, list[Any]]]:
+    """The weights to which rules add a penalty, and the regularizers that they add."""
     if rules is None:
         return []
     weights = [w for w in model.weights if w.dtype in _core.RESULT_IS_FLOAT64]
@@ -296,14 +326,9 @@ def _added(model: keras.Layer, rules: Regularizers) -> list[tuple[Any, _Added]]:
             f"rules: the model {model.name!r} has no weights yet; wanted one that is built, as "
             "model.build(input_shape) does"
         )
-    added = []
-    for weight, rule in zip(
-        weights, resolve(rules, weights, [w.path for w in weights]), strict=True
-    ):
-        if more := list(_with_gradient(rule)):
-            own = weight.regularizer
-            added.append((weight, _Added(own.own if isinstance(own, _Added) else own, more)))
-    return added
+    found = resolve(rules, weights, [w.path for w in weights])
+    terms = [(w, list(_with_gradient(rule))) for w, rule in zip(weights, found, strict=True)]
+    return [(weight, more) for weight, more in terms if more]
 
 
 def _with_gradient(rule: RegularizerLike | None) -> Iterator[RegularizerLike]:

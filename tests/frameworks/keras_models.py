@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +160,72 @@ def test_a_factor_that_is_a_variable() -> None:
     assert len(model.losses) == 2
 
 
+def test_a_factor_that_is_a_tensor_of_the_backend() -> None:
+    """A variable of the backend's own, and a tensor that changes in place, are asked each time."""
+    regularizer = keras.regularizers.L1(0.1)
+    model = small(regularizer, L2(0.1))
+    fuse(model)
+    assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+    assert len(model.losses) == 1
+    if BACKEND == "torch":
+        import torch
+
+        change = regularizer.l1.fill_
+        with torch.inference_mode():  # whose tensors do not count their changes
+            model.layers[1].kernel.regularizer = keras.regularizers.L1(0.3)
+            assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+        model.layers[1].kernel.regularizer = None
+    elif BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        regularizer.l1 = tf.Variable(0.2)
+        change = regularizer.l1.assign
+    else:
+        return  # JAX' cannot change
+    for factor in (0.0, 0.5):
+        change(factor)
+        assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+
+
+def test_strengths_that_are_no_longer_used_are_forgotten() -> None:
+    first = keras.regularizers.L1(0.5)
+    model = small(first, "l2")
+    fuse(model)
+    kernel = model.layers[0].kernel
+    assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+    forgotten = weakref.ref(first.l1)
+    model.layers[0].kernel_regularizer = kernel.regularizer = None
+    del first
+    for factor in (0.1, 0.2, 0.3):
+        kernel.regularizer = keras.regularizers.L1(factor)
+        assert total(model) == pytest.approx(plain_total(model), rel=1e-6)
+    gc.collect()
+    assert forgotten() is None
+
+
+def test_variables_that_are_removed_are_forgotten() -> None:
+    current: list[Any] = []
+
+    class Changing(keras.Layer):
+        """Keras keeps a layer's weights itself; these are ours alone."""
+
+        @property
+        def trainable_weights(self) -> list[Any]:
+            return current
+
+    model = Changing()
+    fuse(model)
+    made = []
+    for _ in range(30):
+        current[:] = [keras.Variable(np.ones(3, np.float32)) for _ in range(2)]
+        made += map(weakref.ref, current)
+        for variable in current:
+            variable.regularizer = L2(0.5)
+        assert total(model) == pytest.approx(3.0)
+    gc.collect()
+    assert sum(one() is not None for one in made) <= 2 * len(current)
+
+
 def test_a_model_that_is_built_later() -> None:
     model = keras.Sequential([dense("l2"), dense("l1")])
     fuse(model)
@@ -269,6 +338,34 @@ def test_inside_another_model() -> None:
     )
     fuse(outer)
     assert total(outer) == pytest.approx(plain_total(outer), rel=1e-6)
+
+
+@pytest.mark.parametrize("first", ["inner", "outer"])
+@pytest.mark.parametrize("unfused", ["inner", "outer"])
+def test_rules_of_a_model_inside_another(first: str, unfused: str) -> None:
+    """Each fusion takes away what it added, and that alone, whichever came first."""
+    inner = small(L2(0.1), None)
+    models = {"inner": inner, "outer": keras.Sequential([layers.Input((6,)), inner])}
+    outer, kernel = models["outer"], inner.layers[1].kernel
+    ones = ops.convert_to_numpy(kernel).astype(np.float64)
+    own, norm = total(outer), np.abs(ones).sum()
+    other = {"inner": "outer", "outer": "inner"}
+    path = re.escape(kernel.path)
+    rules = {"inner": {path: L1(0.1)}, "outer": {path: L1(0.2)}}
+    strengths = {"inner": 0.1, "outer": 0.2}
+    fuse(models[first], rules[first])
+    fuse(models[other[first]], rules[other[first]])
+    assert total(outer) == pytest.approx(own + 0.3 * norm, rel=1e-6)
+    fuse(models[first], {path: L1(0.7)})  # anew, beneath the other's
+    assert total(outer) == pytest.approx(own + (0.7 + strengths[other[first]]) * norm, rel=1e-6)
+    fuse(models[first], rules[first])
+    unfuse(models[unfused])
+    left = strengths[other[unfused]]
+    for model in models.values():
+        assert total(model) == pytest.approx(own + left * norm, rel=1e-6)
+    unfuse(models[other[unfused]])
+    assert kernel.regularizer is None
+    assert total(outer) == pytest.approx(own, rel=1e-6)
 
 
 ADDED = {
@@ -522,6 +619,18 @@ if BACKEND == "tensorflow":
 
 
 if BACKEND == "torch":
+
+    def test_a_factor_with_a_gradient() -> None:
+        import torch
+
+        regularizer = keras.regularizers.L1(0.1)
+        model = small(regularizer, L2(0.1))
+        fuse(model)
+        assert len(model.losses) == 1
+        regularizer.l1.requires_grad_()
+        sum(model.losses).backward()
+        wanted = torch.abs(model.layers[0].kernel.value).sum()
+        assert number(regularizer.l1.grad) == pytest.approx(number(wanted), rel=1e-6)
 
     def test_second_derivatives() -> None:
         import torch
