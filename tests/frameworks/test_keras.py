@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,24 +22,14 @@ BACKENDS = [
     for name in ("torch", "tensorflow", "jax")
 ]
 # Keras' variables, read by NumPy 2.
-KERAS_WARNS = ("-W", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+KERAS_WARNS = ("ignore:__array__ implementation doesn't accept:DeprecationWarning",)
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_promise(backend: str) -> None:
     cases = [Path(__file__).with_name(f"keras_{name}.py") for name in ("models", "regularizers")]
-    surroundings = {**os.environ, **QUIET, "KERAS_BACKEND": backend}
-    surroundings.pop("PYTEST_ADDOPTS", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *KERAS_WARNS, *cases],
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    fresh.run_cases(cases, {**QUIET, "KERAS_BACKEND": backend}, KERAS_WARNS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,19 +24,8 @@ THEIRS = ("ignore:__array__ implementation doesn't accept:DeprecationWarning",)
 
 @pytest.mark.parametrize("cases", ["eager", "graphs"])
 def test_every_promise(cases: str) -> None:
-    surroundings = {**os.environ, **SURROUNDINGS}
-    surroundings.pop("PYTEST_ADDOPTS", None)
-    ignored = [word for warning in THEIRS for word in ("-W", warning)]
     file = Path(__file__).with_name(f"tensorflow_{cases}.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, file],
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    fresh.run_cases([file], SURROUNDINGS, THEIRS)
 
 
 def test_nothing_imports_tensorflow() -> None:

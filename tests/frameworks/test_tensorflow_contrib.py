@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import fresh
 
 
 class Process(NamedTuple):
@@ -45,16 +44,5 @@ def test_every_promise(name: str) -> None:
     missing = [one for one in ("tensorflow", *needed) if importlib.util.find_spec(one) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    surroundings = {**os.environ, **QUIET, **environment}
-    surroundings.pop("PYTEST_ADDOPTS", None)
-    options = [option for warning in THEIR_WARNINGS for option in ("-W", warning)]
     paths = [Path(__file__).with_name(file) for file in files]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *paths],
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    fresh.run_cases(paths, {**QUIET, **environment}, THEIR_WARNINGS)
