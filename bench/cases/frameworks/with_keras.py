@@ -1,7 +1,8 @@
 """`fused_penalties.keras.fuse` against Keras alone, on the backend that KERAS_BACKEND names.
 
 `model.losses` of many variables, with its backward where the backend is torch, and a whole step of
-`fit`, on models with the same weights. Losses are compared before they are timed.
+`fit`, on models with the same weights. Losses, gradients and the weights after a step are compared
+before they are timed.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ def losses(arrays: list[np.ndarray]) -> dict[str, Contenders]:
     works = {"model.losses": lambda model: ops.sum(ops.stack(model.losses))}
     if BACKEND == "torch":
         works["model.losses and backward"] = with_backward
+        for model in models.values():
+            with_backward(model)
+        weights = zip(*(model.trainable_weights for model in models.values()), strict=True)
+        for fused, unfused in weights:
+            slope, wanted = (w.value.grad.numpy(force=True) for w in (fused, unfused))
+            np.testing.assert_allclose(slope, wanted, rtol=1e-5)
     return {
         work: {name: (lambda model=model, call=call: call(model)) for name, model in models.items()}
         for work, call in works.items()
@@ -85,6 +92,10 @@ def steps(make: Callable[[], Any]) -> Contenders:
     x, y = x.astype(np.float32), np.zeros((32, 10), np.float32)
     values = {name: float(one.train_on_batch(x, y)) for name, one in models.items()}
     np.testing.assert_allclose(values["fused"], values["unfused"], rtol=1e-5)
+    stepped = zip(*(one.get_weights() for one in models.values()), strict=True)
+    for fused, unfused in stepped:
+        # The penalty moves the largest weights by 7e-7 and more.
+        np.testing.assert_allclose(fused, unfused, rtol=0.0, atol=5e-8)
     return {
         name: (lambda model=model: model.train_on_batch(x, y)) for name, model in models.items()
     }

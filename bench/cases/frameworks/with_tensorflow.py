@@ -3,8 +3,8 @@
 Forward and backward of the penalty alone, in eager mode and in tf.function; and in a step of
 tf.function that subtracts the gradients from the variables, as an optimizer does. The expression
 sums the terms of each variable as Keras writes them; by hand tf.nn.l2_loss, which is one operation,
-takes the place of the squares; and XLA compiles the expression. Values and gradients are checked
-against the expression before they are timed.
+takes the place of the squares; and XLA compiles the expression. Values and gradients, and a step's
+value, are checked against the expression before they are timed.
 """
 
 from __future__ import annotations
@@ -75,11 +75,15 @@ class Work:
         wanted, slopes = ways["the expression"]()
         for way, call in ways.items():
             value, grads = call()
-            if not np.isclose(value, wanted, rtol=1e-4, atol=0.0):
-                sys.exit(f"wrong result: {way}: {value!r}, the expression says {wanted!r}")
+            check_value(way, value, wanted)
             for grad, slope in zip(grads, slopes, strict=True):
                 if not np.allclose(grad, slope, rtol=1e-5, atol=0.0):
                     sys.exit(f"wrong result: {way}: a gradient is not that of the expression")
+
+
+def check_value(way: str, value: Any, wanted: Any) -> None:
+    if not np.isclose(value, wanted, rtol=1e-4, atol=0.0):
+        sys.exit(f"wrong result: {way}: {value!r}, the expression says {wanted!r}")
 
 
 def measure(report: Report, name: str, l1: float) -> None:
@@ -93,6 +97,9 @@ def measure(report: Report, name: str, l1: float) -> None:
     report.run(f"{title}, forward and backward, eager", eager, {"the expression": in_eager})
     report.run(f"{title}, forward and backward, graph", graph, {"the expression": in_graph})
     step = work.traced(work.step)
+    wanted = work.ways["the expression"]()
+    for way, call in step.items():
+        check_value(way, call(), wanted)
     report.run(f"{title}, a step in a graph", step, {"the expression": in_graph})
 
 
