@@ -34,12 +34,15 @@ class StreamingSums:
     that starts in the middle of a block keeps the elements of that block until it is merged.
 
     Args:
-        dtype: of the elements: "float16", "bfloat16", "float32" or "float64", or what NumPy, torch
-            and others call these. None leaves it to the first chunk that has elements.
+        dtype: of the elements: "float16", "bfloat16", "float32" or "float64", or a dtype of
+            NumPy, torch or others that has this name. None leaves it to the first chunk that has
+            elements.
         start: how many elements of the buffer come before the first one of this stream.
     """
 
     def __init__(self, dtype: Any = None, *, start: int = 0) -> None:
+        if hasattr(dtype, "shape") and not isinstance(dtype, np.dtype | type):
+            raise TypeError(f"dtype: got a {type(dtype).__name__}; wanted a dtype, or None")
         name = "" if dtype is None else dtype_name(dtype)
         self._core = _core.Stream(name, _count("start", start))
 
@@ -62,8 +65,8 @@ class StreamingSums:
         """Takes the next elements: those of one array on the CPU, of any size and layout.
 
         What is an array, and the order of its elements, are those of :func:`sums`: increasing
-        addresses, whatever the axes. A chunk without elements changes nothing, nor does a call that
-        raises. A view that is not contiguous is read by one thread.
+        addresses, whatever the axes. A chunk of the stream's dtype without elements changes
+        nothing, nor does a call that raises. A view that is not contiguous is read by one thread.
 
         Args:
             chunk: an array; a (nested) list of numbers is one of float32.

@@ -41,8 +41,8 @@ Print each tensor's sum of absolute values, sum of squares, and the L1 and L2
 penalties that a regularizer makes of them. FILE is a .npy, .npz, .safetensors
 or .gguf, a sharded model's .safetensors.index.json or .bin.index.json, what
 torch.save wrote (.pt, .pth, .bin, .ckpt), or a folder of .safetensors, in which
-parts that torch.distributed.checkpoint saved of one tensor are one. Pickles are
-loaded by nothing but torch.load(weights_only=True).
+parts that torch.distributed.checkpoint's HuggingFaceStorageWriter saved of one
+tensor are one. Pickles are loaded by nothing but torch.load(weights_only=True).
 """
 
 NOTES = """\
@@ -61,7 +61,8 @@ rules:
 totals:
   Totals add the exact sums, and the penalties before their rounding, and are
   rounded once. Tensors that are not float16, bfloat16, float32 or float64 are
-  listed, but are in no total.
+  listed, but are in no total. They are of what is in FILE: that the last file
+  of a folder, or other parts of a split .gguf, are missing cannot be seen.
 
 machine-readable output:
   Numbers are complete: read back, they have the same bits. JSON: NaN and
@@ -76,7 +77,9 @@ parts:
       fused-penalties merge FILE…
   print what one run would have printed, to the last bit; files are then named
   as in the first part. --include and --exclude have to be the same in all of
-  them; how to print, and the strengths, are for merge.
+  them; how to print, and the strengths, are for merge. Parts of other files are
+  refused by names, shapes, sizes and samples of the contents: files must not be
+  written to between the runs. PART replaces an older one of that name.
 
 memory:
   It does not grow with the files: some 8 MB of them for each thread, used where
@@ -90,7 +93,8 @@ exit status:
 
 MERGE = """\
 Print the report whose parts were saved by `fused-penalties report --part K/N
---save PART`. All N have to be given, in any order. Options as in `report`.
+--save PART`. All N have to be given, in any order. Options as in `report`,
+whose --help explains them.
 """
 
 

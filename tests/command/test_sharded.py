@@ -112,10 +112,10 @@ def test_parts_that_do_not_make_a_whole(tmp_path):
     assert listed(tmp_path)["w"].shape == (9, 4)
 
     save_part(paths[1], {"w": (middle[0], [2, 0])})
-    overlap = "parts of 'w' overlap, or leave a gap: is a file missing?"
-    assert fault(tmp_path) == f"the 3 {overlap}"
+    overlap = "overlap, or leave a gap: is a file missing?"
+    assert fault(tmp_path) == f"the parts of 'w' (3) {overlap}"
     paths[1].unlink()
-    assert fault(tmp_path) == f"the 2 {overlap}"
+    assert fault(tmp_path) == f"the parts of 'w' (2) {overlap}"
     save_part(paths[1], {"w": (middle[0].astype(np.float64), [3, 0])})
     assert fault(tmp_path) == "the parts of 'w' are not of one kind"
     save_file({"w": middle[0]}, paths[1])

@@ -267,6 +267,8 @@ def test_the_dtype_may_be_given() -> None:
     for wrong in ("f4", np.int32, 3):
         with pytest.raises(TypeError, match=r"is not supported; wanted float16, bfloat16,"):
             fp.StreamingSums(wrong)
+    with pytest.raises(TypeError, match=r"^dtype: got a ndarray; wanted a dtype, or None"):
+        fp.StreamingSums(np.ones(3, np.float32))
 
 
 @pytest.mark.parametrize("start", [-1, 1 << 63, 1.0, "0", None, True])

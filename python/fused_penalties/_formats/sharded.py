@@ -112,7 +112,7 @@ def _joined(name: str, parts: list[tuple[Tensor, tuple[int, ...]]]) -> Tensor:
     shape = tuple(max(axis) for axis in zip(*ends, strict=True))
     if not tile(shape, [(offsets, end) for (_, offsets), end in zip(parts, ends, strict=True)]):
         raise Unfit(
-            f"the {len(parts)} parts of {name!r} overlap, or leave a gap: is a file missing?"
+            f"the parts of {name!r} ({len(parts)}) overlap, or leave a gap: is a file missing?"
         )
     nbytes = sum(tensor.nbytes for tensor, _ in parts)
     held = [
