@@ -64,6 +64,11 @@ def test_faults_are_the_same_error_on_every_rank(tmp_path: Path) -> None:
         assert [other[name] for other in others] == [text, text]
 
 
+def test_the_penalty_of_a_model_that_changes(tmp_path: Path) -> None:
+    for ended in torch_ranks("torch_penalty.py", 2, tmp_path):
+        assert ended.status == 0, ended.output
+
+
 @pytest.mark.parametrize(("which", "living"), [("late", 3), ("dead", 2)])
 def test_a_rank_that_does_not_come_in_time(tmp_path: Path, which: str, living: int) -> None:
     """Also the late one itself is told, though all words were there when it came."""

@@ -15,7 +15,7 @@ from .._resolve import name_of, resolve, some_of
 from ..plan import at_step
 from ..regularizers import parts_of_each
 from ..typing import RegularizerLike, Regularizers
-from ._ops import WEIGHTS, fused_penalty
+from ._ops import WEIGHTS, fused_penalty, result_dtype
 from ._ops import of_each as of_each_tensor
 from ._plans import Bound, tensor_of, with_bound
 
@@ -175,8 +175,8 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     Of a model with DTensors, of FSDP2 or tensor parallelism, it is the penalty of the whole
     tensors, by `fused_penalties.distributed.Plan`: a call is a collective of the default process
-    group, and the derivative is made on each rank for what lies there. The parameters are those
-    that the model has when this is made, which FSDP2 exchanges for others in the forward pass.
+    group, and the derivative is made on each rank for what lies there. Plain tensors that stand in
+    for DTensors, as in FSDP2's forward pass, are not meant.
 
     Args:
         model: the module whose parameters are meant.
@@ -212,6 +212,9 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         self._spread = any(hasattr(param, "to_local") for param in model.parameters())
         self._plan: Any = None  # of tensors that are spread over ranks
         self._planned: Penalized | None = None
+        self._held: list[tuple[int, Any]] = []  # what the plan is of
+        self._places: list[tuple[dict[str, Any], str]] = []  # in the dicts that modules keep
+        self._params: list[Any] = []
         self._find(rules)
         if not any(self._was_trained):
             raise ValueError(
@@ -231,7 +234,10 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         found: dict[str, Any] = {}
         if self._spread:
             named = self._agreed().named()
-            return {name: torch.tensor(named[name]) for name in penalized.names}
+            return {
+                name: torch.tensor(named[name], dtype=result_dtype([weight]))
+                for name, weight in zip(penalized.names, penalized.weights, strict=True)
+            }
         if penalized.weights:
             scalars = with_bound(penalized.weights, lambda bound: _values(bound, penalized))
             found = dict(zip(penalized.names, scalars, strict=True))
@@ -284,8 +290,11 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     def penalized(self) -> Penalized:
         """What has a penalty at this moment."""
         now: list[Any] = [there.get(key) for there, key in self._places]
-        if self._spread:  # FSDP2 exchanges parameters in the forward pass, and puts them back
-            now = self._params
+        if self._spread:
+            now = [
+                known if _stands_in(one, known) else one
+                for one, known in zip(now, self._params, strict=True)
+            ]
         if not all(map(is_, now, self._params)):
             self._find(self._rules)
         elif [param.requires_grad for param in now] != self._was_trained:
@@ -297,30 +306,47 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         from ..distributed import Plan
 
         penalized = self.penalized()
+        both = zip(self._names, self._params, strict=True)
+        named = {name: param for name, param in both if param.dtype in WEIGHTS}
+        # A DTensor that is converted stays the same object.
+        held = [(id(param), param.dtype) for param in named.values()]
+        if held != self._held:
+            self._plan = self._planned = None
         if self._planned is not penalized:
             pairs = zip(
                 of_each_tensor(penalized.l1, penalized.names),
                 of_each_tensor(penalized.l2, penalized.names),
                 strict=True,
             )
-            strengths = dict(zip(penalized.names, pairs, strict=True))
+            # Others have none here, which ranks that hold them too have to agree with.
+            strengths = dict.fromkeys(named, (0.0, 0.0))
+            strengths |= zip(penalized.names, pairs, strict=True)
             if self._plan is None:
-                both = zip(self._names, self._params, strict=True)
-                named = {name: param for name, param in both if param.dtype in WEIGHTS}
-                self._plan = Plan.with_strengths(named, strengths)
+                self._plan, self._held = Plan.with_strengths(named, strengths), held
             else:
                 self._plan.set_strengths(strengths)
             self._planned = penalized
         return self._plan
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy agrees with the other ranks anew."""
+        return {**self.__dict__, "_plan": None, "_planned": None}
+
     def _find(self, rules: Regularizers) -> None:
         """Finds the model's parameters, and what the rules make of them."""
-        places: list[tuple[dict[str, Any], str]] = []  # in the dicts that modules keep
+        known = {
+            (id(there), key): param
+            for (there, key), param in zip(self._places, self._params, strict=True)
+        }
+        places: list[tuple[dict[str, Any], str]] = []
         names: list[str] = []
         params: list[Any] = []
         seen = set()
         for prefix, module in self._model[0].named_modules():
             for key, param in module._parameters.items():
+                before = known.get((id(module._parameters), key))
+                if _stands_in(param, before):
+                    param = before
                 if param is None or id(param) in seen:
                     continue
                 seen.add(id(param))
@@ -345,6 +371,11 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     def _penalize(self) -> None:
         self._penalized = _trained_of(self._names, self._params, self._regularizers, self._spread)
         self._was_trained = [param.requires_grad for param in self._params]
+
+
+def _stands_in(param: Any, known: Any) -> bool:
+    """True for what FSDP2 puts in the place of a DTensor during the forward pass, or longer."""
+    return hasattr(known, "to_local") and not hasattr(param, "to_local")
 
 
 def _trained_of(

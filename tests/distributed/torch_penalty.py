@@ -1,0 +1,110 @@
+"""One of two ranks: `fused_penalties.torch.Penalty` of DTensors that change, beside whole ones."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import fused_penalties.torch as fpt
+from fused_penalties import distributed as fpd
+from fused_penalties.regularizers import L1, L2
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(40, 50), nn.Linear(50, 6)
+
+    def forward(self, x: Any) -> Any:
+        return self.b(self.a(x).relu())
+
+
+def same(spread: Any, alone: Any) -> None:
+    assert spread.dtype == alone.dtype, (spread.dtype, alone.dtype)
+    assert spread.item() == alone.item(), (spread.item(), alone.item())
+
+
+def check(penalty: Any, whole: Any) -> None:
+    """The value, what is named, and the gradients."""
+    value, wanted = penalty(), whole()
+    same(value, wanted)
+    alone = whole.named()
+    for name, one in penalty.named().items():
+        same(one, alone[name])
+    value.backward()
+    wanted.backward()
+    for name, param in penalty._model[0].named_parameters():
+        there = dict(whole._model[0].named_parameters())[name]
+        if there.grad is None:
+            assert param.grad is None, name
+        else:
+            assert torch.equal(param.grad.full_tensor(), there.grad), name
+        param.grad = there.grad = None
+
+
+def main() -> None:
+    rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/s", rank=rank, world_size=ranks)
+    mesh = init_device_mesh("cpu", (ranks,))
+    after_a_forward_pass(mesh)
+    changes(mesh, rank)
+    dist.destroy_process_group()
+
+
+def after_a_forward_pass(mesh: Any) -> None:
+    """The outermost module's parameters are plain then, and whole."""
+    alone, spread = Net(), Net()
+    fully_shard(spread, mesh=mesh)
+    whole, penalty = fpt.Penalty(alone, L2(0.5)), fpt.Penalty(spread, L2(0.5))
+    check(penalty, whole)
+    spread(torch.ones(2, 40))
+    assert not hasattr(spread.a.weight, "to_local")
+    for one in penalty, whole:
+        one.set_regularizer({"a": L1(0.25), "b": L2(0.125)})
+    same(penalty(), whole())
+    spread.reshard()
+    check(penalty, whole)
+
+
+def changes(mesh: Any, rank: int) -> None:
+    alone, spread = Net(), Net()
+    for layer in spread.a, spread.b:
+        for name, param in layer.named_parameters():
+            setattr(layer, name, nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])))
+    whole, penalty = fpt.Penalty(alone, L2(0.5)), fpt.Penalty(spread, L2(0.5))
+    check(penalty, whole)
+    same(copy.deepcopy(penalty)(), whole())
+
+    for module in spread, alone:
+        module.a.weight.requires_grad_(False)
+    check(penalty, whole)
+
+    other = torch.full((6, 50), 3.0)
+    alone.b.weight = nn.Parameter(other)
+    spread.b.weight = nn.Parameter(distribute_tensor(other, mesh, [Shard(0)]))
+    check(penalty, whole)
+
+    for module in spread, alone:
+        module.double()
+    assert penalty().dtype == torch.float64
+    check(penalty, whole)
+
+    # Frozen on one rank only: no rank has a value.
+    spread.b.bias.requires_grad_(rank == 0)
+    with pytest.raises((ValueError, fpd.RankError), match=r"b\.bias"):
+        fpt.Penalty(spread, L2(0.5))()
+
+
+if __name__ == "__main__":
+    main()
