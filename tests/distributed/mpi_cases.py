@@ -81,6 +81,8 @@ def faults() -> dict[str, str]:
     plan.value()
     one[7] = 1.0 + LAST
     found["drifted"] = told(plan.value)
+    plain = fpd.Plan({"w": np.ones(5000)}, None, COMM, timeout=AMPLE)
+    found["another limit"] = told(lambda: plain.clip_grad_norm_(1.0 + LAST, {"w": np.ones(5000)}))
     one[7] = np.nan
     found["NaN"] = told(lambda: float(plan.value()))
     one[7] = 1.0

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import fused_penalties as fp
 from fused_penalties.distributed import Shard
 from fused_penalties.distributed._agreement import Agreement, agree
+from fused_penalties.distributed._engine import GREETING, RankError, check_greetings
 from fused_penalties.distributed._local import LocalSums
 from fused_penalties.distributed._shards import layout_of
-from fused_penalties.distributed._wire import Window
+from fused_penalties.distributed._wire import Call, Window, Word, header, is_common
 
 
 def agreements(held: list[dict[str, Any]]) -> list[Agreement]:
@@ -82,6 +83,34 @@ def test_all_ranks_agree() -> None:
     assert len(lowest.pieces) == 1
     assert not any(other.pieces or other.parts.blocks for other in others)
     assert agreements([*held, {}])[0].digest != first.digest
+
+
+def test_a_step_that_others_are_not_at_is_seen() -> None:
+    """Also by the rank whose step is the mean of all."""
+    for steps, wanted in ((4, 5, 6), False), ((5, 5, 5), True):
+        calls = [Call(b"a plan", step) for step in steps]
+        reduced = sum(header(call) for call in calls)
+        assert [is_common(reduced, call, 3) for call in calls] == [wanted] * 3
+
+
+def test_strange_greetings_are_the_same_error_everywhere() -> None:
+    """Each rank may see others of them."""
+    assert check_greetings(np.array([[GREETING, 3], [GREETING, 5]])) == [3, 5]
+    texts = []
+    for seen in [[GREETING, 3], [7, 5]], [[1, 3], [GREETING, 5]]:
+        with pytest.raises(RankError, match="not at the same call") as caught:
+            check_greetings(np.array(seen))
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+
+
+def test_replicas_cancel_modulo_the_words() -> None:
+    """The digests of so many ranks' replicas add up to more than a word has room for."""
+    digest, ranks = 2**40 - 1, 2**25
+    owner = header(Call(b"", 1), REPLICAS=digest * (ranks - 1))
+    others = np.int64(ranks - 1) * header(Call(b"", 1), REPLICAS=-digest)
+    assert (owner + others)[Word.REPLICAS] == 0
+    assert (owner + others + header(Call(b"", 1), REPLICAS=1))[Word.REPLICAS] == 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 1000])

@@ -40,6 +40,7 @@ TOLD = {
     "an error of its own": r"RankError: rank 2: TypeError: .*'w'.*got a list",
     "undeclared": r"RankError: replicas differ: 'w' .* rank 1 than on rank 0",
     "drifted": r"RankError: replicas differ: 'w' .* rank 2 than on rank 0",
+    "another limit": r"RankError: .* not at the same call .* to 1.0, rank 2 .* to 2.0",
     "NaN": "no error but nan",
     "nothing": "no error but 5000.0",
 }

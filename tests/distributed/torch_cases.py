@@ -361,10 +361,46 @@ def case_training(rank: int, ranks: int) -> dict[str, Pair]:
         named = penalty.named()
         assert list(named) == ["up.weight", "down.weight", "few.weight"]
         losses[name].append(sum(map(float, named.values())))
-        assert float(penalty().detach()) == float(sum(named.values())) or len(named) > 1
+        params = dict(module.named_parameters())
+        gathered = {key: getattr(params[key], "full_tensor", params[key].clone)() for key in named}
+        wanted = fp.penalty({key: one.detach() for key, one in gathered.items()}, L2(1e-3))
+        assert float(penalty().detach()) == float(wanted)
     np.testing.assert_allclose(losses["spread"], losses["alone"], rtol=1e-5)
     assert losses["alone"][0] != losses["alone"][3]
     return {}
+
+
+def case_gradients_by_hand(rank: int, ranks: int) -> dict[str, Pair]:
+    """Pairs of an iterator, which can be read once; and plain gradients of what lies here."""
+    rng = torch.Generator().manual_seed(8)
+    kept = {"w": torch.randn(900, 5, generator=rng), "few": torch.randn(1, 5, generator=rng)}
+    spread = {name: distribute_tensor(one, mesh(ranks), [Shard(0)]) for name, one in kept.items()}
+    plan = fpd.Plan(spread)
+    plain = {name: one.to_local().clone() for name, one in spread.items()}  # some of no elements
+    found = {
+        "plain": (
+            hexes(plan.grad_norm(plain)),
+            [float(np.float32(fp.sums(kept).total_l2_norm)).hex()],
+        )
+    }
+    grads = {name: one.clone() for name, one in spread.items()}
+    plan.clip_grad_norm_(0.5, ((name, one) for name, one in grads.items()))
+    clipping = copy.deepcopy(kept)
+    fp.Plan(kept, None).clip_grad_norm(clipping, 0.5)
+    for name, one in clipping.items():
+        found[f"clipped {name}"] = hexes(grads[name].full_tensor()), hexes(one)
+    return found
+
+
+def case_dtypes(rank: int, ranks: int) -> dict[str, Pair]:
+    """The value has the dtype that the same function has in one process."""
+    kept = {"a": torch.ones(30), "b": torch.ones(30, dtype=torch.float64)}
+    spread = {name: distribute_tensor(one, mesh(ranks), [Shard(0)]) for name, one in kept.items()}
+    found = {}
+    for rules in {"a": L2(0.1), "b": None}, {"a": None, "b": L2(0.1)}, {"a": None, "b": None}:
+        value, wanted = fpd.Plan(spread, rules).value(), fpt.penalty(kept, rules)
+        found[f"{rules}"] = [str(value.dtype), *hexes(value)], [str(wanted.dtype), *hexes(wanted)]
+    return found
 
 
 def case_offsets(rank: int, ranks: int) -> dict[str, Pair]:

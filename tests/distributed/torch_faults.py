@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Partial, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L2
@@ -57,7 +57,11 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     sums("no array", {"w": [1.0] if last else ones(3)})
     sums("integers", {"w": ones(3, dtype=torch.int32)})
     sums("parts to be added up", {"w": _partial(ranks)})
-    sums("shards that nobody declared", {"w": ones(3) + rank}, L1(0.5))
+    plan = fpd.Plan({"w": ones(3) + rank}, L1(0.5), timeout=AMPLE)
+    found["shards that nobody declared"] = told(plan.value)
+    found["shards that nobody declared, again"] = told(plan.value)
+    mine = fpd.Shard(ones(4) + rank, (4,), (0,))  # as a DTensor on a mesh of this rank alone
+    sums("stages with one name", {"w": mine}, L1(0.5))
 
     weight = ones(1000)
     plan = fpd.Plan({"w": weight, "b": ones(5)}, L2(0.5), timeout=AMPLE, check_replicas=True)
@@ -79,6 +83,22 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     found["grads of another dtype"] = told(
         lambda: plan.grad_norm({"w": shard.double() if last else shard})
     )
+    found["an error of all"] = told(lambda: plan.clip_grad_norm_(-1.0, {"w": shard}))
+    found["no limit on one rank"] = told(
+        lambda: plan.clip_grad_norm_(torch.nan if last else 1.0, {"w": shard})
+    )
+    found["another limit"] = told(lambda: plan.clip_grad_norm_(1.0 + last, {"w": shard}))
+    found["a limit on one rank"] = told(
+        lambda: plan.clip_grad_norm_(1.0, {"w": shard}) if last else plan.grad_norm({"w": shard})
+    )
+    found["still as they were"] = told(lambda: float(plan.sums().total_abs))
+    found["a second derivative"] = told(lambda: _second_derivative(ranks))
+    converted = distribute_tensor(ones(6000), init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    other = fpd.Plan({"w": converted}, timeout=AMPLE)
+    other.sums()
+    if last:  # as module.double() does
+        torch.utils.swap_tensors(converted, converted.double())
+    found["another dtype"] = told(other.sums)
     if last:
         shard.to_local()[0] = torch.nan
     found["NaN"] = told(lambda: float(plan.sums().total_abs))
@@ -97,9 +117,14 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
 
 
 def _partial(ranks: int) -> Any:
-    from torch.distributed.tensor import DTensor
-
     return DTensor.from_local(ones(3), init_device_mesh("cpu", (ranks,)), [Partial()])
+
+
+def _second_derivative(ranks: int) -> Any:
+    weight = distribute_tensor(ones(9), init_device_mesh("cpu", (ranks,)), [Shard(0)])
+    weight.requires_grad_()
+    value = fpd.penalty({"w": weight}, L2(0.5), timeout=AMPLE)
+    return torch.autograd.grad(value.square(), weight, create_graph=True)
 
 
 def late(rank: int, ranks: int, folder: Path) -> dict[str, str]:

@@ -63,10 +63,6 @@ class Agreement(NamedTuple):
     """The tensors of which some rank has to send a part of a block."""
     replicas: list[tuple[int, int, int]]
     """Boxes of this rank that others hold too: the tensor, how many hold it, and who owns it."""
-    plain: list[int]
-    """Which of these are plain arrays, that may have been meant as something else."""
-    some_replicas: bool
-    some_plain: bool
     digest: bytes
 
 
@@ -76,7 +72,6 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
     places: dict[str, int] = {}
     layouts: list[Layout] = []
     holders: list[dict[Box, list[int]]] = []
-    plain: list[bool] = []
     first: list[int] = []
     for at, table in enumerate(tables):
         for layout in table:
@@ -84,10 +79,8 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
             if tensor == len(layouts):
                 layouts.append(layout)
                 holders.append({})
-                plain.append(False)
                 first.append(at)
             _compare(layouts[tensor], first[tensor], layout, at)
-            plain[tensor] |= not layout.declared
             if math.prod(layout.local):
                 holders[tensor].setdefault((layout.offset, layout.local), []).append(at)
     mine = {places[layout.name]: layout for layout in tables[rank]}
@@ -114,7 +107,6 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
         for owners in boxes.values()
         if len(owners) > 1 and rank in owners
     ]
-    shared = [any(len(owners) > 1 for owners in boxes.values()) for boxes in holders]
     digest = hashlib.blake2b(
         repr((size, layouts, [sorted(boxes.items()) for boxes in holders])).encode()
     ).digest()
@@ -128,9 +120,6 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
         parts,
         frozenset(spread),
         replicated,
-        [tensor for tensor, _, _ in replicated if plain[tensor]],
-        any(shared),
-        any(many and one for many, one in zip(shared, plain, strict=True)),
         digest,
     )
 

@@ -42,4 +42,10 @@ class _Value(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, upstream: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() and upstream.requires_grad:
+            raise RuntimeError(
+                "penalty: the second derivative of a function that is not linear in the penalty "
+                "would lack the parts of other ranks; wanted a first derivative, or a loss to "
+                "which the penalty is added"
+            )
         return (None, None, None, *_wanted_gradients(ctx, ctx.needs_input_grad[3:], upstream))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._bind import BoundPlan, bind
+from .._weights import dtype_name
 from ._agreement import BLOCK, Agreement, Piece
 from ._shards import is_tensor, numpy_dtype
 from ._wire import LIMBS
@@ -66,6 +67,11 @@ class LocalSums:
                     f"{layout.name!r}: has the shape {tuple(array.shape)} on this rank; wanted "
                     f"{layout.local}, as when the plan was made"
                 )
+            if dtype_name(array.dtype) != layout.dtype:
+                raise ValueError(
+                    f"{layout.name!r}: has the dtype {dtype_name(array.dtype)} on this rank; "
+                    f"wanted {layout.dtype}, as when the plan was made"
+                )
             if is_tensor(array):
                 array = array.detach()  # which keeps the memory, and is not recorded
             if not self._is_whole(tensor):
@@ -77,6 +83,11 @@ class LocalSums:
         self._plan = bind(items, None, keep=True) if items else None
         self._prepare(next(iter(arrays.values()), None))
         self._known = None if copied else known
+
+    def digest_of(self, tensor: int) -> int:
+        """A number of 40 bits that stands for the sums of what lies here of a tensor."""
+        limbs = bind([self._flat[tensor]], None).limbs()
+        return int.from_bytes(hashlib.blake2b(limbs.tobytes(), digest_size=5).digest(), "little")
 
     def to_send(self) -> Any:
         """The raw elements that other ranks sum, in the order of the ranks."""
@@ -163,12 +174,6 @@ class LocalSums:
                 raw = self._scratch[at * BLOCK : at * BLOCK + size]
                 items.append(raw.view(numpy_dtype(layouts[tensor].dtype)))
         self._assembled = bind(items, None, keep=True)
-
-
-def digest_of(array: Any) -> int:
-    """A number of 40 bits that stands for an array's sums."""
-    limbs = bind([array], None).limbs()
-    return int.from_bytes(hashlib.blake2b(limbs.tobytes(), digest_size=5).digest(), "little")
 
 
 def _places(arrays: list[Any]) -> Any:

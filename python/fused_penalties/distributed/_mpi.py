@@ -54,7 +54,7 @@ class MpiEngine:
         greeting = np.array([[GREETING, len(message)]], np.int64)
         greetings = np.empty((self.size, 2), np.int64)
         self._wait(self._comm.Iallgather(greeting, greetings), greeting, greetings)
-        lengths = check_greetings(greetings, self.rank)
+        lengths = check_greetings(greetings)
         messages = np.empty(sum(lengths), np.uint8)
         work = self._comm.Iallgatherv(message, [messages, lengths])
         self._wait(work, message, messages)

@@ -22,7 +22,7 @@ from ..regularizers import parts_of_each
 from ..typing import Regularizers
 from ._agreement import Agreement, Pair, agree, merged
 from ._engine import Engine, RankError, engine_of
-from ._local import LocalSums, digest_of
+from ._local import LocalSums
 from ._shards import Shard, collect_named, is_tensor, layout_of, local_of, stand_in
 from ._wire import Call, Window, Word, header, is_common
 
@@ -59,19 +59,20 @@ class Plan:
     Args:
         named_shards: a mapping of names to what this rank holds, or ``model.named_parameters()``.
             A DTensor says by itself which part of a tensor lies here; a `Shard` says it for any
-            array. A plain torch tensor or NumPy array is a whole one: if several ranks have one of
-            the same name they are replicas (as DDP has them), which count once; a name that other
-            ranks don't have is this rank's alone (as in a pipeline). All ranks' shards have to make
-            up whole tensors. A rank may hold nothing: ``{}``.
+            array. A plain torch tensor or NumPy array is a whole one. If several ranks have one of
+            the same name, or the same part of one, they are replicas (as DDP has them), which count
+            once; a name that other ranks don't have is this rank's alone (as in a pipeline, whose
+            stages need different names). All ranks' shards have to make up whole tensors. A rank
+            may hold nothing: ``{}``.
         regularizer: as `fused_penalties.penalty` takes it, over the names of all ranks: one for
             all, or rules; functions among the rules see the names and stand-ins with the global
             shapes and dtypes. Functions as regularizers are refused: they would need whole tensors.
         group: a process group of torch.distributed, None for its default one, or a communicator of
             mpi4py.
         timeout: how many seconds a call waits for the other ranks, at most.
-        check_replicas: at every call, compares the sums of all replicas. Plain arrays that several
-            ranks hold are compared at the first call in any case, since they may be shards that
-            nobody declared.
+        check_replicas: at every call, compares the sums of all replicas. They are compared at the
+            first call in any case, since they may be shards that nobody declared, or different
+            tensors of one name.
 
     Attributes:
         names: those of all tensors, also those of other ranks: in the order of rank 0, then in that
@@ -204,10 +205,12 @@ class Plan:
     def value(self) -> Any:
         """The penalty of all tensors, which autograd does not see: a collective.
 
-        A NumPy scalar, or a tensor of rank 0 if any rank's arrays are torch's: float64 if a tensor
-        with a penalty or without is, and else float32.
+        A NumPy scalar, as `fused_penalties.penalty` has it: float64 if a tensor with a penalty or
+        without is, and else float32. Or, if any rank's arrays are torch's, a tensor of rank 0, as
+        `fused_penalties.torch.penalty` has it: float64 if a tensor with a penalty is.
         """
-        return self._result(_core.total(self._terms()))
+        number = _core.total(self._terms())
+        return self._result(number, self._penalized if self._torch else range(len(self)))
 
     def named(self) -> dict[str, Any]:
         """Each tensor's penalty by its name, to be logged apart from the loss: a collective."""
@@ -241,10 +244,12 @@ class Plan:
             grads: a mapping of this rank's names to gradients that lie as the tensors do (None, or
                 no entry, for a tensor that has none); None for each torch parameter's ``.grad``.
 
-        A float, or a tensor of rank 0 if any rank's arrays are torch's, of the dtype of `value`.
+        A NumPy scalar, or a tensor of rank 0 if any rank's arrays are torch's: float64 if a tensor
+        is, and else float32.
         The squares are added in float64: those of float16 gradients don't overflow.
         """
-        return self._result(self._norm(grads))
+        norm = self._norm(lambda: self._found_grads(grads), str)
+        return self._result(norm, range(len(self)))
 
     def clip_grad_norm_(self, max_norm: float, grads: Any = None) -> Any:
         """Scales all gradients by one factor so that their joint norm is at most `max_norm`.
@@ -253,15 +258,26 @@ class Plan:
         `grad_norm`, whose value before the clipping is returned; element by element it does what
         `fused_penalties.Plan.clip_grad_norm` does.
         """
-        most = at_least_0(max_norm, "max_norm", math.inf)
-        norm = self._norm(grads)
+        most = 0.0
+        found: dict[str, Any] = {}
+
+        def argument() -> str:
+            nonlocal most
+            most = at_least_0(max_norm, "max_norm", math.inf)
+            return f", clipped to {most!r}"
+
+        def read() -> dict[str, Any]:  # once: `grads` may be an iterator
+            found.update(self._found_grads(grads))
+            return found
+
+        norm = self._norm(read, argument)
         number = most / (norm + 1e-6)
         if not number >= 1.0:
-            _scale([one for one in self._found_grads(grads).values() if one is not None], number)
-        return self._result(norm)
+            _scale([one for one in found.values() if one is not None], number)
+        return self._result(norm, range(len(self)))
 
-    def _norm(self, grads: Any) -> float:
-        limbs = self._grads(lambda: self._grad_locals(grads))
+    def _norm(self, read: Callable[[], dict[str, Any]], argument: Callable[[], str]) -> float:
+        limbs = self._grads(lambda: self._grad_locals(read()), argument)
         square: float = _core.sums_of_limbs(limbs)[3]
         return math.sqrt(square)
 
@@ -280,9 +296,9 @@ class Plan:
             raise ValueError(f"grads: {unknown[0]!r} is none of the names that this rank holds")
         return {name: found.get(name) for name in self._values}
 
-    def _grad_locals(self, grads: Any) -> dict[int, Any]:
+    def _grad_locals(self, grads: Mapping[str, Any]) -> dict[int, Any]:
         arrays = {}
-        for name, grad in self._found_grads(grads).items():
+        for name, grad in grads.items():
             at = self._places[name]
             if grad is None:
                 arrays[at] = _zeros_like(local_of(self._values[name]))
@@ -295,8 +311,9 @@ class Plan:
     def _check_grad(self, name: str, grad: Any) -> None:
         layout, wanted = layout_of(name, grad), self._agreement.mine[self._places[name]]
         compared: list[tuple[str, Any, Any]] = [("dtype", layout.dtype, wanted.dtype)]
-        # A plain array may be what lies here of a tensor that is spread.
-        if layout.declared or layout.shape != wanted.local:
+        # A plain array may be what lies here of a tensor that is spread: also nothing of it.
+        empty = not (math.prod(layout.shape) or math.prod(wanted.local))
+        if layout.declared or not (empty or layout.shape == wanted.local):
             compared.append(("shape", layout.shape, wanted.shape))
             compared.append(("place", (layout.offset, layout.local), (wanted.offset, wanted.local)))
         for what, one, other in compared:
@@ -339,8 +356,10 @@ class Plan:
             found[at] = term
         return found
 
-    def _result(self, number: float) -> Any:
-        wide = any(_core.RESULT_IS_FLOAT64[one.dtype] for one in self._agreement.layouts)
+    def _result(self, number: float, tensors: Sequence[int]) -> Any:
+        """In the dtype that a result of these tensors has."""
+        layouts = self._agreement.layouts
+        wide = any(_core.RESULT_IS_FLOAT64[layouts[at].dtype] for at in tensors)
         if not self._torch:
             return _core.scalar(number, wide)
         import torch
@@ -369,23 +388,30 @@ class _Calls:
         self._total = kind == "norm"
         self._exchange = any(tensor in agreement.spread for tensor in tensors)
         self._replicas = [one for one in agreement.replicas if one[0] in self._local.rows]
-        self._plain = [one for one in self._replicas if one[0] in agreement.plain]
         self._always = check_replicas
+        self._compared = False  # whether all replicas were equal at some call
         self._digest = agreement.digest + repr((numbers, kind, list(tensors))).encode()
         self._what = f"{kind} of {len(tensors)} tensors"
         self._window: Window | None = None
         self._step = 0
         self._ended = time.monotonic()
 
-    def __call__(self, arrays_of: Callable[[], dict[int, Any]]) -> NDArray[np.int64]:
-        """The limbs of the whole tensors, or of their total; carries have not moved in them."""
+    def __call__(
+        self, arrays_of: Callable[[], dict[int, Any]], argument: Callable[[], str] = str
+    ) -> NDArray[np.int64]:
+        """The limbs of the whole tensors, or of their total; carries have not moved in them.
+
+        What `argument` returns has to be the same on all ranks; `str` returns nothing.
+        """
         self._step += 1
         engine, local = self._engine, self._local
         error: BaseException | None = None
         arrays: dict[int, Any] = {}
         limbs = np.zeros((len(local.rows), 2, _core.LIMBS), np.int64)
         to_send: Any = None
+        said = ""
         try:
+            said = argument()
             arrays = arrays_of()
             if len(local.rows) < len(arrays):
                 arrays = {at: one for at, one in arrays.items() if at in local.rows}
@@ -403,7 +429,7 @@ class _Calls:
         if error is None:
             try:
                 limbs = local.limbs()
-                digests = self._digests(arrays)
+                digests = self._digests()
             except BaseException as fault:
                 error = fault
         if self._exchange:
@@ -421,15 +447,19 @@ class _Calls:
         )
         if self._total:
             limbs = _core.canonical_limbs(limbs.sum(axis=0, keepdims=True))
-        return self._reduced(limbs, difference, digests, error)
+        found = self._reduced(limbs, said, difference, digests, error)
+        self._compared = True
+        return found
 
-    def _digests(self, arrays: dict[int, Any]) -> dict[int, int]:
-        checked = self._replicas if self._always else self._plain if self._step == 1 else []
-        return {tensor: digest_of(arrays[tensor]) for tensor, _, _ in checked}
+    def _digests(self) -> dict[int, int]:
+        if self._compared and not self._always:
+            return {}
+        return {tensor: self._local.digest_of(tensor) for tensor, _, _ in self._replicas}
 
     def _reduced(
         self,
         limbs: NDArray[np.int64],
+        said: str,
         difference: int,
         digests: dict[int, int],
         error: BaseException | None,
@@ -438,11 +468,11 @@ class _Calls:
         window = self._window
         if window is not None:
             words, inside = window.pack(limbs)
-        reduced = self._exchanged(words, not inside, difference, digests, error)
+        reduced = self._exchanged(words, said, not inside, difference, digests, error)
         if window is not None and not reduced[Word.OUTSIDE]:
             return window.unpack(reduced[Word.HEADER :])
         if window is not None:
-            reduced = self._exchanged(limbs.reshape(-1), False, 0, {}, None)
+            reduced = self._exchanged(limbs.reshape(-1), said, False, 0, {}, None)
         found = reduced[Word.HEADER :].reshape(limbs.shape)
         if not self._total:
             self._window = Window.around(found, window, self._engine.size)
@@ -451,13 +481,14 @@ class _Calls:
     def _exchanged(
         self,
         words: NDArray[np.int64],
+        said: str,
         outside: bool,
         difference: int,
         digests: dict[int, int],
         error: BaseException | None,
     ) -> NDArray[np.int64]:
         engine = self._engine
-        call = Call(self._digest, self._step)
+        call = Call(self._digest + said.encode(), self._step)
         waited = time.monotonic() - self._ended
         mine = header(
             call,
@@ -470,23 +501,23 @@ class _Calls:
         self._ended = time.monotonic()
         common = is_common(reduced[: Word.HEADER], call, engine.size)
         if not common or reduced[Word.FAULTS] or reduced[Word.REPLICAS]:
-            self._raise(error, digests)
+            self._raise(error, said, digests)
         if reduced[Word.LATE]:
             # Another rank may have given up just before this one came: see whether all are there.
             engine.all_reduce(header(call))
         return reduced
 
-    def _raise(self, error: BaseException | None, digests: dict[int, int]) -> None:
-        """The same error on all ranks: of the lowest rank that has something to say."""
-        here = self._engine.rank
+    def _raise(self, error: BaseException | None, said: str, digests: dict[int, int]) -> None:
+        """The same error on all ranks: of all ranks that have something to say."""
         text = None if error is None else f"{type(error).__name__}: {error}"
         named = {self._agreement.names[tensor]: digest for tensor, digest in digests.items()}
-        found = self._engine.all_gather((text, self._what, self._step, self._digest, named))
+        found = self._engine.all_gather((text, self._what + said, self._step, self._digest, named))
         faults = [f"rank {at}: {one[0]}" for at, one in enumerate(found) if one[0] is not None]
         if not faults:
             faults = _different_calls(found) or _drifted(found)
-        message = "; ".join(faults) or f"the words that came are not those that were sent ({here})"
-        if error is not None and not isinstance(error, Exception):
+        message = "; ".join(faults) or "the words that came are not those that were sent"
+        everywhere = error is not None and all(one[0] == text for one in found)
+        if error is not None and (everywhere or not isinstance(error, Exception)):
             raise error
         raise RankError(message) from error
 
@@ -509,7 +540,8 @@ def _drifted(found: Sequence[Any]) -> list[str]:
             if there != digest:
                 return [
                     f"replicas differ: {name!r} has other sums on rank {rank} than on rank {at}; "
-                    "wanted equal ones (what is a part of a tensor has to be a DTensor or a Shard)"
+                    "wanted equal ones (what is a part of a tensor has to be a DTensor or a Shard, "
+                    "and different tensors need different names)"
                 ]
     return []
 

@@ -62,7 +62,7 @@ class TorchEngine:
         message = np.frombuffer(pickle.dumps(mine), np.uint8)
         greeting = torch.tensor([[GREETING, len(message)]], device=self._device)
         greetings = self._gathered(greeting)
-        lengths = check_greetings(greetings.cpu().numpy(), self.rank)
+        lengths = check_greetings(greetings.cpu().numpy())
         padded = np.zeros((1, max(lengths)), np.uint8)
         padded[0, : len(message)] = message
         rows = self._gathered(torch.from_numpy(padded).to(self._device)).cpu().numpy()

@@ -30,11 +30,10 @@ class Word(IntEnum):
     RANKS = 0  # one each
     CALL = 1  # which call of which plan this is, as two hashes that must be everyone's
     CALL_AGAIN = 2
-    STEP = 3  # how many calls there were, everyone's too
-    FAULTS = 4  # ranks that have an error of their own
-    OUTSIDE = 5  # ranks with digits outside of the window
-    LATE = 6  # ranks that others may have waited for until their limit
-    REPLICAS = 7  # differences between replicas
+    FAULTS = 3  # ranks that have an error of their own
+    OUTSIDE = 4  # ranks with digits outside of the window
+    LATE = 5  # ranks that others may have waited for until their limit
+    REPLICAS = 6  # differences between replicas, modulo 2^64 as all words
     HEADER = 16  # how many words there are; the others are zero
 
 
@@ -45,7 +44,7 @@ class Call(NamedTuple):
     step: int
 
     def words(self) -> tuple[int, int]:
-        found = hashlib.blake2b(self.digest, digest_size=10).digest()
+        found = hashlib.blake2b(self.digest + b"%d" % self.step, digest_size=10).digest()
         return int.from_bytes(found[:5], "little"), int.from_bytes(found[5:], "little")
 
 
@@ -53,17 +52,17 @@ def header(call: Call, **words: int) -> NDArray[np.int64]:
     found = np.zeros(Word.HEADER, np.int64)
     found[Word.RANKS] = 1
     found[Word.CALL], found[Word.CALL_AGAIN] = call.words()
-    found[Word.STEP] = call.step
     for name, word in words.items():
-        found[Word[name]] = word
+        found[Word[name]] = (word + 2**63) % 2**64 - 2**63  # engines add modulo 2^64 too
     return found
 
 
 def is_common(reduced: NDArray[np.int64], call: Call, ranks: int) -> bool:
     """True if all ranks were at this call, and the words are what they sent."""
     wanted = ranks * header(call)
-    same = [Word.RANKS, Word.CALL, Word.CALL_AGAIN, Word.STEP]
-    return bool((reduced[same] == wanted[same]).all() and not reduced[8 : Word.HEADER].any())
+    same = [Word.RANKS, Word.CALL, Word.CALL_AGAIN]
+    zeros = reduced[Word.REPLICAS + 1 : Word.HEADER]
+    return bool((reduced[same] == wanted[same]).all() and not zeros.any())
 
 
 class Window:
