@@ -31,6 +31,7 @@ import fused_penalties as fp
 import fused_penalties.torch as fpt
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L1L2, L2
+from launch import leave
 from random_shards import random_shards
 
 RULES = {r"norm|bias": None, r"up": L1L2(1e-3, 1e-2), r".*": L2(1e-4)}
@@ -442,7 +443,7 @@ def main() -> None:
         for key, pair in case(rank, ranks).items()
     }
     (folder / f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    leave(folder, rank, ranks)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L2
+from launch import leave
 
 LIMIT = 3.0  # seconds, where ranks wait for one that does not come
 AMPLE = 60.0  # where all come, however busy the machine is
@@ -153,8 +154,7 @@ def main() -> None:
     found = {"faults": faults, "late": late, "dead": dead}[which](rank, ranks, folder)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if which == "faults":
-        dist.destroy_process_group()
-        return
+        leave(folder, rank, ranks)
     while which == "late" and not (folder / f"{ranks - 1}.json").exists():
         time.sleep(0.1)
     os._exit(0)  # else the end would wait for what is not there any more

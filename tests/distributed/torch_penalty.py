@@ -18,6 +18,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import fused_penalties.torch as fpt
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L2
+from launch import leave
 
 
 class Net(nn.Module):
@@ -59,7 +60,7 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (ranks,))
     after_a_forward_pass(mesh)
     changes(mesh, rank)
-    dist.destroy_process_group()
+    leave(folder, rank, ranks)
 
 
 def after_a_forward_pass(mesh: Any) -> None:
