@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -62,6 +62,15 @@ def leave(folder: Path, rank: int, count: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def told(call: Callable[[], Any]) -> str:
+    """What a call raises, or what it returned in its place."""
+    try:
+        found = call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return f"no error but {found!r}"
 
 
 def answers(folder: Path, count: int) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from mpi4py import MPI
 import fused_penalties as fp
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1L2, L2
+from launch import told
 from random_shards import random_shards
 
 COMM = MPI.COMM_WORLD
@@ -23,14 +23,6 @@ RANK, RANKS = COMM.Get_rank(), COMM.Get_size()
 LAST = RANK == RANKS - 1
 LIMIT = 2.0  # seconds, where ranks wait for one that does not come
 AMPLE = 60.0  # where all come, however busy the machine is
-
-
-def told(call: Callable[[], Any]) -> str:
-    try:
-        found = call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return f"no error but {found!r}"
 
 
 def cases() -> dict[str, Any]:

@@ -17,19 +17,10 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L2
-from launch import leave
+from launch import leave, told
 
 LIMIT = 3.0  # seconds, where ranks wait for one that does not come
 AMPLE = 60.0  # where all come, however busy the machine is
-
-
-def told(call: Callable[[], Any]) -> str:
-    """What a call raises, or what it returned in its place."""
-    try:
-        found = call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return f"no error but {found!r}"
 
 
 def ones(*shape: int, dtype: Any = torch.float32) -> Any:

@@ -24,6 +24,7 @@ from tensorflow.python.ops import control_flow_util, resource_variable_ops
 from tensorflow.python.saved_model import save_context
 
 from .._bind import bind
+from .._coefficients import for_each, picked, strengths_of
 
 _ALIGNMENT = 64
 """Bytes: what TensorFlow's kernels ask of a tensor's memory."""
@@ -73,15 +74,13 @@ def _result_dtype(weights: Sequence[Any]) -> Any:
     return tf.float64 if wide else tf.float32
 
 
-def _of_each(coefficients: Sequence[float], weights: Sequence[Any]) -> Sequence[float]:
-    return coefficients if len(coefficients) != 1 else [coefficients[0]] * len(weights)
-
-
 def expression(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> Any:
     """Plain operations, with TensorFlow's own derivatives."""
     dtype = _result_dtype(tensors)
     terms = []
-    for w, one, two in zip(tensors, _of_each(l1, tensors), _of_each(l2, tensors), strict=True):
+    for w, one, two in zip(
+        tensors, for_each(l1, len(tensors)), for_each(l2, len(tensors)), strict=True
+    ):
         w = _widened(w)
         found = [one * tf.reduce_sum(tf.abs(w))] if one else []
         found += [2.0 * two * tf.nn.l2_loss(w)] if two else []  # which stores no squares
@@ -94,7 +93,9 @@ def _gradients(
 ) -> list[Any]:
     """The gradient of each in plain operations, which are differentiated as such."""
     found = []
-    for weight, one, two in zip(tensors, _of_each(l1, tensors), _of_each(l2, tensors), strict=True):
+    for weight, one, two in zip(
+        tensors, for_each(l1, len(tensors)), for_each(l2, len(tensors)), strict=True
+    ):
         w = _widened(weight)
         factor = tf.cast(upstream, w.dtype)
         terms = [factor * one * tf.sign(w)] if one else []
@@ -121,7 +122,7 @@ def _in_graph(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) 
                 "wanted one that tf.saved_model.save traces itself, which has plain operations"
             )
         plan = bind(arrays)
-        return plan.value(_strengths(plan, l1, l2))
+        return plan.value(strengths_of(plan, l1, l2))
 
     def penalty(*tensors: Any) -> tuple[Any, Any]:
         inputs = (np.int64(own_key), *tensors)
@@ -135,7 +136,7 @@ def _in_graph(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) 
 def _eager(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> Any:
     arrays = [tensor.__array__() for tensor in tensors]  # no copies
     plan = bind(arrays)
-    value = tf.constant(plan.value(_strengths(plan, l1, l2)))
+    value = tf.constant(plan.value(strengths_of(plan, l1, l2)))
     if not record.could_possibly_record():
         return value
     wanted = [at for at, tensor in enumerate(tensors) if record.should_record_backprop([tensor])]
@@ -147,8 +148,9 @@ def _eager(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> 
         read = [arrays[at] for at in wanted]
         grads = [_empty_like(array) for array in read]
         plan = bind(read, keep=True)
-        picked = (each if len(each) == 1 else [each[at] for at in wanted] for each in (l1, l2))
-        plan.write_grad(_strengths(plan, *picked), grads, float(upstream))
+        plan.write_grad(
+            strengths_of(plan, picked(l1, wanted), picked(l2, wanted)), grads, float(upstream)
+        )
         found: list[Any] = [None] * len(tensors)
         for at, grad in zip(wanted, grads, strict=True):
             found[at] = _tensor_of(grad)
@@ -156,10 +158,6 @@ def _eager(l1: Sequence[float], l2: Sequence[float], tensors: Sequence[Any]) -> 
 
     record.record_operation("FusedPenalty", [value], list(tensors), gradients)
     return value
-
-
-def _strengths(plan: Any, l1: Sequence[float], l2: Sequence[float]) -> Any:
-    return plan.strengths(*(each[0] if len(each) == 1 else list(each) for each in (l1, l2)))
 
 
 def _read(weights: Sequence[Any]) -> list[Any]:

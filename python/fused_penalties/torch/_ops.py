@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
+from .._coefficients import for_each, picked
 from ._plans import Bound, tensor_of, with_bound
 
 WEIGHTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -76,7 +77,7 @@ def fused_penalty(l1: Sequence[float], l2: Sequence[float], weights: Sequence[An
         if not trained or not torch.is_grad_enabled():
             return value
         if len(trained) < len(weights):  # others may change before backward
-            l1, l2 = (each if len(each) == 1 else [each[k] for k in trained] for each in (l1, l2))
+            l1, l2 = picked(l1, trained), picked(l2, trained)
             weights = [weights[k] for k in trained]
         for part in _parts(weights):
             pair = (each if len(each) == 1 else each[part] for each in (l1, l2))
@@ -91,7 +92,9 @@ def _expression(l1: Sequence[float], l2: Sequence[float], weights: Sequence[Any]
     """The same in plain operations: torch.compile knows of no other derivative than backward."""
     dtype = result_dtype(weights)
     total = weights[0].new_zeros((), dtype=dtype)
-    for w, one, two in zip(weights, of_each(l1, weights), of_each(l2, weights), strict=True):
+    for w, one, two in zip(
+        weights, for_each(l1, len(weights)), for_each(l2, len(weights)), strict=True
+    ):
         if one:
             total = total + one * w.abs().sum(dtype=dtype)
         if two:
@@ -153,7 +156,7 @@ def _wanted_gradients(ctx: Any, wanted: Sequence[bool], upstream: Any) -> Sequen
     weights, l1, l2 = ctx.saved_tensors, ctx.l1, ctx.l2
     if not all(wanted):
         at = [k for k, one in enumerate(wanted) if one]
-        l1, l2 = ([each[k] for k in at] for each in (of_each(l1, wanted), of_each(l2, wanted)))
+        l1, l2 = picked(l1, at), picked(l2, at)
         weights = [weights[k] for k in at]
     if _is_transformed(upstream):
         slopes = _slopes(weights, l1, l2)
@@ -212,7 +215,11 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
     def vmap(info: Any, in_dims: Any, l1: Any, l2: Any, *weights: Any) -> tuple[Any, int]:
         total = weights[0].new_zeros(info.batch_size, dtype=result_dtype(weights))
         for w, dim, one, two in zip(
-            weights, in_dims[2:], of_each(l1, weights), of_each(l2, weights), strict=True
+            weights,
+            in_dims[2:],
+            for_each(l1, len(weights)),
+            for_each(l2, len(weights)),
+            strict=True,
         ):
             rows = w[None] if dim is None else w.movedim(dim, 0)
             rows = rows[..., None].flatten(1).to(total.dtype)
@@ -223,17 +230,15 @@ class _Transformed(torch.autograd.Function):  # type: ignore[misc]
         return total, 0
 
 
-def of_each(coefficients: Sequence[float], weights: Sequence[Any]) -> Sequence[float]:
-    return coefficients if len(coefficients) != 1 else [coefficients[0]] * len(weights)
-
-
 def _slopes(weights: Sequence[Any], l1: Sequence[float], l2: Sequence[float]) -> list[Any]:
     """The derivative by each element, in plain operations, in float32 for 16-bit weights.
 
     A term whose coefficient is zero is left out: zero times infinity is none.
     """
     slopes = []
-    for weight, one, two in zip(weights, of_each(l1, weights), of_each(l2, weights), strict=True):
+    for weight, one, two in zip(
+        weights, for_each(l1, len(weights)), for_each(l2, len(weights)), strict=True
+    ):
         w = weight if weight.dtype == torch.float64 else weight.float()
         slope = 2.0 * two * w if two else torch.zeros_like(w)
         slopes.append(slope + one * w.sign() if one else slope)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from .._coefficients import for_each
 from .._evaluate import of_each
 from .._resolve import name_of, resolve, some_of
 from ..plan import at_step
 from ..regularizers import parts_of_each
 from ..typing import RegularizerLike, Regularizers
 from ._ops import WEIGHTS, fused_penalty, result_dtype
-from ._ops import of_each as of_each_tensor
 from ._plans import Bound, tensor_of, with_bound
 
 if TYPE_CHECKING:
@@ -314,8 +314,8 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
             self._plan = self._planned = None
         if self._planned is not penalized:
             pairs = zip(
-                of_each_tensor(penalized.l1, penalized.names),
-                of_each_tensor(penalized.l2, penalized.names),
+                for_each(penalized.l1, len(penalized.names)),
+                for_each(penalized.l2, len(penalized.names)),
                 strict=True,
             )
             # Others have none here, which ranks that hold them too have to agree with.

@@ -16,6 +16,7 @@ import torch
 
 from .. import _core
 from .._bind import BoundPlan, bind
+from .._coefficients import strengths_of
 
 Result = TypeVar("Result")
 
@@ -67,9 +68,7 @@ class Bound:
         given = (tuple(l1), tuple(l2))
         if given != self._given:
             self._given = None
-            self._strengths = self.plan.strengths(
-                *(each[0] if len(each) == 1 else list(each) for each in given)
-            )
+            self._strengths = strengths_of(self.plan, *given)
             self._given = given
         return self._strengths
 
