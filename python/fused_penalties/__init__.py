@@ -6,10 +6,10 @@ from . import _core, contrib, cuda, regularizers, typing
 from ._build import build_info
 from ._streaming import StreamingSums
 from ._sums import PartialSums, Sums, partial_sums, sums
-from .losses import add_n
 from .penalties import l2_loss, penalty
 from .plan import Plan
-from .store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
+from .tf1.losses import add_n
+from .tf1.store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
 from .typing import RegularizerLike
 
 __version__ = _core.__version__

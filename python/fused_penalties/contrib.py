@@ -22,9 +22,9 @@ import numpy as np
 from ._evaluate import Parts, one_penalty
 from ._resolve import check, resolve
 from ._weights import collect
-from .losses import Loss
 from .penalties import penalty_of
 from .regularizers import Regularizer, parts_of
+from .tf1.losses import Loss
 from .typing import Array, Numbers, RegularizerLike, Regularizers, Scalar, Weights
 
 __all__ = [

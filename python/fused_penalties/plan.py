@@ -18,7 +18,7 @@ from .regularizers import Regularizer, parts_of_each
 from .typing import Array, RegularizerLike, Regularizers, Scalar, Vector, Weights
 
 if TYPE_CHECKING:
-    from .store import VariableStore
+    from .tf1.store import VariableStore
 
 Grads: TypeAlias = Array | Sequence[Array | None] | Mapping[str, Array | None]
 
@@ -119,7 +119,7 @@ class Plan:
     def __init__(self, weights: VariableStore, *, threads: int | None = None) -> None: ...
 
     def __init__(self, weights: Any, regularizer: Any = ..., *, threads: int | None = None) -> None:
-        from .store import VariableStore  # not above, because a store makes plans
+        from .tf1.store import VariableStore  # not above, because a store makes plans
 
         if isinstance(weights, VariableStore):
             if regularizer is ...:

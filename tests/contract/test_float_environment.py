@@ -13,8 +13,8 @@ import fused_penalties as fp
 import oracle
 import values
 from fused_penalties import contrib
-from fused_penalties.losses import Loss
 from fused_penalties.regularizers import L1, L1L2
+from fused_penalties.tf1.losses import Loss
 from oracle import hexes
 
 modes = pytest.mark.parametrize("mode", float_environment.MODES)

@@ -36,7 +36,7 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
     "l1_regularizer": lambda x: contrib.l1_regularizer(1.0)(x),
     "apply_regularization": lambda x: contrib.apply_regularization(L1(1.0), x),
     "apply_regularization to a list": lambda x: contrib.apply_regularization(L1(1.0), [x]),
-    "add_n": lambda x: fp.add_n([fp.losses.Loss("w", [x], [L1(1.0)])]),
+    "add_n": lambda x: fp.add_n([fp.tf1.losses.Loss("w", [x], [L1(1.0)])]),
 }
 PLANS: dict[str, Callable[[Any], Any]] = {
     "Plan": lambda x: fp.Plan(x, L1(1.0)).value(),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import convention_oracle
 import values
 from fused_penalties import contrib, regularizers
-from fused_penalties.losses import Loss
+from fused_penalties.tf1.losses import Loss
 from messages import exactly
 
 W = np.array([[1, -2], [-3, 4]], np.float32)

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 import peer_cases
-from fused_penalties import contrib, regularizers, store
-from fused_penalties.losses import add_n
+from fused_penalties import contrib, regularizers
 from fused_penalties.penalties import l2_loss
+from fused_penalties.tf1 import store
+from fused_penalties.tf1.losses import add_n
 
 MISSING = [n for n in ("tensorflow", "keras", "tf_slim") if importlib.util.find_spec(n) is None]
 if MISSING:

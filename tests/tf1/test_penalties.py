@@ -17,8 +17,8 @@ import fused_penalties as fp
 import oracle
 import values
 from fused_penalties import contrib, regularizers
-from fused_penalties.losses import Loss, add_n
 from fused_penalties.penalties import l2_loss, penalty
+from fused_penalties.tf1.losses import Loss, add_n
 from messages import exactly
 
 W = np.array([[1, -2], [-3, 4]], np.float32)

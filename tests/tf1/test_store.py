@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fused_penalties import contrib, regularizers
-from fused_penalties.losses import Loss
-from fused_penalties.store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
+from fused_penalties.tf1.losses import Loss
+from fused_penalties.tf1.store import AUTO_REUSE, GraphKeys, VariableStore, no_regularizer
 
 W = np.array([[1, -2], [-3, 4]], np.float32)
 L1 = contrib.l1_regularizer(0.5)

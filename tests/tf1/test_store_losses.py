@@ -9,8 +9,8 @@ import pytest
 
 import fused_penalties as fp
 from fused_penalties import contrib, regularizers
-from fused_penalties.losses import Loss
-from fused_penalties.store import GraphKeys, VariableStore
+from fused_penalties.tf1.losses import Loss
+from fused_penalties.tf1.store import GraphKeys, VariableStore
 from messages import exactly
 
 W = np.array([[1, -2], [-3, 4]], np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fused_penalties import contrib
-from fused_penalties.store import GraphKeys, VariableStore
+from fused_penalties.tf1.store import GraphKeys, VariableStore
 from messages import exactly
 
 W = np.array([[1, -2], [-3, 4]], np.float32)

@@ -12,7 +12,7 @@ import pytest
 
 import fused_penalties as fp
 from fused_penalties import contrib, regularizers
-from fused_penalties.losses import Loss
+from fused_penalties.tf1.losses import Loss
 
 W = np.array([1.0, -2.0, 3.0], np.float32)
 

@@ -13,15 +13,15 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from . import contrib
-from ._evaluate import called
-from ._resolve import check, resolve
-from ._weights import refuse_without_values, with_dtype
+from .. import contrib
+from .._evaluate import called
+from .._resolve import check, resolve
+from .._weights import refuse_without_values, with_dtype
+from ..penalties import penalty_of
+from ..plan import Plan
+from ..regularizers import parts_of
+from ..typing import RegularizerLike, Regularizers, Scalar, Weights
 from .losses import Loss, add_n
-from .penalties import penalty_of
-from .plan import Plan
-from .regularizers import parts_of
-from .typing import RegularizerLike, Regularizers, Scalar, Weights
 
 AUTO_REUSE: Final = "auto_reuse"
 """`reuse=AUTO_REUSE`: get the variable if there is one, else make it."""
@@ -51,8 +51,8 @@ class VariableStore:
     """Named arrays, the scopes they are made in, and the collections they and their losses are in.
 
     A variable is the array itself: it is stored, never copied, and what is written into it is
-    seen. A loss in a collection is a `losses.Loss`: it has a name, and is computed from the
-    variable's values whenever it is used. The errors that a call raises leave the store as it was.
+    seen. A loss in a collection is a `Loss`: it has a name, and is computed from the variable's
+    values whenever it is used. The errors that a call raises leave the store as it was.
 
     A store is built by one thread at a time.
     """

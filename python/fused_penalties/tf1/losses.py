@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from . import _core
-from ._evaluate import bind_once, evaluation_of, terms
-from ._weights import with_dtype
-from .regularizers import parts_of_each
-from .typing import RegularizerLike
+from .. import _core
+from .._evaluate import bind_once, evaluation_of, terms
+from .._weights import with_dtype
+from ..regularizers import parts_of_each
+from ..typing import RegularizerLike
 
 
 class Loss(NDArrayOperatorsMixin):
