@@ -1,7 +1,7 @@
-"""The README's examples of each framework, before and after: both train to the same loss.
+"""The READMEs' examples of each framework, before and after: both train to the same loss.
 
-Each is a diff. What stands before it there, and what it is given, is small here: a network with
-ResNet's names in place of torchvision's, and a few batches of random data.
+Those of the folders are diffs. What stands before an example there, and what it is given, is small
+here: a network with ResNet's names in place of torchvision's, and a few batches of random data.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import json
 import os
 import re
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import fresh
+import readmes
 
 HERE = Path(__file__).parent
-README = HERE.parents[1] / "README.md"
-TOLERANCE = 1e-5  # of the final loss, relative; the README says it
+TOLERANCE = 1e-5  # of the final loss, relative; the READMEs say it
 
 # By the import that an example begins with: what is needed, and what it is given.
 GIVEN = {
@@ -79,7 +82,11 @@ GIVEN = {
         """,
     ),
 }
-EXAMPLES = re.findall(r"```diff\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+EXAMPLES = [
+    block
+    for folder in ("", "/torch", "/tensorflow", "/jax")
+    for block in readmes.blocks(readmes.PACKAGE + folder, "diff")
+]
 
 
 def side(example: str, sign: str) -> str:
@@ -100,21 +107,67 @@ def test_there_is_one_for_each() -> None:
 @pytest.mark.parametrize("framework", GIVEN)
 def test_the_same_final_loss(framework: str) -> None:
     packages, given = GIVEN[framework]
+    need(packages)
+    (example,) = (one for one in EXAMPLES if framework_of(one) == framework)
+    before, after = losses(given, side(example, "-"), side(example, "+"), "loss")
+    assert after == pytest.approx(before, rel=TOLERANCE)
+
+
+def test_keras_in_the_main_readme() -> None:
+    (example,) = (one for one in readmes.blocks("", "python") if "keras" in one)
+    packages, given = GIVEN["keras"]
+    need(packages)
+    given = textwrap.dedent(given) + textwrap.dedent(
+        """
+        layers = [keras.layers.Dense(10, kernel_regularizer="l1l2") for _ in range(2)]
+        model = keras.Sequential([keras.Input((784,)), *layers])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        """
+    )
+    without = "\n".join(line for line in example.splitlines() if "fuse" not in line)
+    before, after = losses(given, without, example, "model.history.history['loss'][-1]")
+    assert after == pytest.approx(before, rel=TOLERANCE)
+
+
+def test_torch_in_the_main_readme() -> None:
+    """The gradients of its one step are those of the loss with the expression in it."""
+    (example,) = (one for one in readmes.blocks("", "python") if "import torch" in one)
+    need(["torch"])
+    import torch
+
+    names: dict[str, Any] = {}
+    exec(example, names)
+    model, x, y = names["model"], names["x"], names["y"]
+    params = list(model.parameters())
+    with torch.no_grad():
+        for param in params:
+            param += 0.1 * param.grad  # back to before the step
+    penalty = 1e-4 * sum(param.square().sum() for param in params if param.ndim > 1)
+    wanted = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y) + penalty, params)
+    for param, grad in zip(params, wanted, strict=True):
+        torch.testing.assert_close(param.grad, grad)
+    torch.testing.assert_close(names["handle"].value(), penalty.detach())
+
+
+def need(packages: Iterable[str]) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"not installed: {package}")
-    (example,) = (one for one in EXAMPLES if framework_of(one) == framework)
+
+
+def losses(given: str, before: str, after: str, loss: str) -> list[float]:
+    """What `loss` is after each of two programs, which are given the same, in a fresh Python."""
     code = f"""
 import json, textwrap
 given = textwrap.dedent({given!r})
 losses = []
-for side in {side(example, "-")!r}, {side(example, "+")!r}:
+for program in {before!r}, {after!r}:
     names = {{}}
-    exec(given + side, names)
-    losses.append(float(names["loss"]))
+    exec(given + program, names)
+    losses.append(float(eval({loss!r}, names)))
 print(json.dumps(losses))
 """
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "KERAS_BACKEND": "torch"}
     printed = fresh.output(code, PYTHONPATH=os.pathsep.join([str(HERE), *sys.path]), **quiet)
-    before, after = json.loads(printed.splitlines()[-1])
-    assert after == pytest.approx(before, rel=TOLERANCE)
+    found: list[float] = json.loads(printed.splitlines()[-1])
+    return found

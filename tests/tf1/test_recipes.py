@@ -1,13 +1,18 @@
-"""What TensorFlow users write, in the words of this package: the table of the README, run."""
+"""What TensorFlow users write, in the words of this package: the table of tf1/README.md, run."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 import fused_penalties as fp
+import readmes
 from fused_penalties import contrib, regularizers
 
+FOLDER = f"{readmes.PACKAGE}/tf1"
 ULP = float(np.finfo(np.float32).eps)
 LAYERS = {"layer1": (784, 200), "layer2": (200, 200), "layer3": (200, 10)}
 
@@ -25,6 +30,20 @@ def network(store: fp.VariableStore, scale: float) -> None:
                 "weights", [inputs, outputs], regularizer=contrib.l2_regularizer(scale)
             )
             store.get_variable("biases", [outputs], initializer=np.zeros)
+
+
+def test_the_table(w: np.ndarray) -> None:
+    """The right column, from top to bottom; the tests below have the values."""
+    (table,) = re.findall(r"^\|---\|---\|\n((?:\|.*\n)+)", readmes.text(FOLDER), re.MULTILINE)
+    names: dict[str, Any] = {"fp": fp, "contrib": contrib, "regularizers": regularizers}
+    names |= {"W": w, "r": contrib.l2_regularizer(0.5), "activations": w}
+    names |= {"loss": 1.0, "reg_constant": 0.01, "weight_decay": 0.01}
+    names["grads"] = {"w": np.zeros((784, 200), np.float32), "bias": None}
+    for row in table.splitlines():
+        found = re.findall(r"`([^`]+)`", row.split(" | ")[1])
+        assert found or "nothing:" in row
+        for code in found:
+            exec(f"{code} pass" if code.endswith(":") else code, names)
 
 
 def test_contrib_on_an_array(w: np.ndarray) -> None:
