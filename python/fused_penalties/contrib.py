@@ -158,7 +158,7 @@ def apply_regularization(regularizer: Regularizers, weights_list: Weights | None
     this name that takes its collection of weights by default. The result is that of `penalty`:
     float64 if a buffer is, else float32; a regularizer that returns None counts 0.0.
 
-    Warns (UserWarning) when it is given losses, whose penalty is hardly what was meant.
+    Warns (UserWarning) when it is given losses: the penalty of penalties is hardly what is meant.
 
     Raises:
         ValueError: no weights, or a regularizer that does not return a scalar.

@@ -9,14 +9,14 @@ own regularizers and of these, in `fit`, in `evaluate` and as `model.losses`::
     model.fit(x, y)
 
 On torch, and on TensorFlow in eager mode, it reads each weight once, and once more for its
-gradient; in TensorFlow's graphs it reads each once for the value. JAX, and TensorFlow where it
-compiles with XLA, runs on a GPU or distributes, get plain operations of the same value, which they
-fuse into what is around them.
+gradient; in TensorFlow's graphs it reads each once for the value. Plain operations of Keras' own
+backend give the value on JAX, and on TensorFlow under XLA, on a GPU or under a strategy; a compiler
+can join these with the operations around them.
 
 The L2 penalty of Keras is l2 * sum(w**2): **no factor 1/2**.
 
-Import this module before `keras.models.load_model` reads a model that has these regularizers: Keras
-knows their names from then on, and loads nothing else.
+Import this module before `keras.models.load_model` reads a model that has these regularizers: the
+import makes their names known to Keras, which loads no others.
 """
 
 from __future__ import annotations

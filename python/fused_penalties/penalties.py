@@ -15,8 +15,9 @@ from .typing import Array, Numbers, RegularizerLike, Regularizers, Scalar, Weigh
 def penalty(weights: Weights, regularizer: Regularizers) -> Scalar:
     """The sum of the penalties of all buffers; each is read once, whatever applies to it.
 
-    A plain number, which no autograd sees: of a torch loss that it is added to, `backward` gives
-    the gradient without the penalty's. `Plan.value_and_grad` adds that to the gradients.
+    A plain number, without a gradient: where it is added to a torch loss, `backward` does not know
+    of it. `Plan.value_and_grad` adds its gradient to the loss's; `fused_penalties.torch.penalty`
+    and its like are functions that a framework differentiates.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, as `sums` takes
@@ -31,11 +32,11 @@ def penalty(weights: Weights, regularizer: Regularizers) -> Scalar:
             counts, or any function from an array to a scalar, which reads the array for itself.
 
     Returns:
-        A NumPy scalar, or for weights on a GPU an array of rank 0 there (torch's for torch tensors,
-        else CuPy's), for which nothing waits unless a function is called: float64 if a buffer is,
-        else float32; 0.0 for no weights. The buffers' float64 penalties are added exactly and
-        rounded once, so their order does not matter. Buffers with no penalty, or with coefficients
-        of zero, are not read.
+        A NumPy scalar; for weights on a GPU an array of rank 0 there, torch's for torch tensors,
+        else CuPy's. float64 if a buffer is, else float32; 0.0 for no weights. The buffers' float64
+        penalties are added exactly and rounded once, so their order does not matter. Buffers with
+        no penalty, or with coefficients of zero, are not read. The call does not wait for the GPU,
+        unless a function is among the regularizers.
 
     Raises:
         TypeError: a regularized buffer of another dtype, or something that is no regularizer.

@@ -187,9 +187,9 @@ class L1L2(_Linear):
 class OrthogonalRegularizer(Regularizer):
     """factor times the mean |cosine| between the rows, or columns, of a matrix, over all pairs.
 
-    The factor 1/2 in Keras' formula makes each pair count once. Not of the form of the other
-    regularizers: computed in float64 by a matrix product, beside the fused sums. A row of zeros has
-    the cosine 0, as has a matrix without a pair.
+    The factor 1/2 in Keras' formula makes each pair count once. It is no sum over the elements, as
+    the other regularizers are: a matrix product in float64 computes it, apart from the one read. A
+    row of zeros has the cosine 0 with all others; a matrix without a pair has the penalty 0.
 
     Args:
         factor: a finite number of at least 0.

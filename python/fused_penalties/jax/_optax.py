@@ -65,11 +65,12 @@ def proximal(
     their parameters' are widened to it for that.
 
     Args:
-        regularizer: as `penalty` takes it; functions are refused, of which no step is known.
+        regularizer: as `penalty` takes it; functions are refused: their proximal steps are not
+            known.
         mask: as `penalty` takes it.
         learning_rate: the length of the step, the optimizer's learning rate: a number, or a
-            schedule of optax's, a function of the number of steps that were made. With 1.0, unless
-            it is given, the strengths are those of one step: L1 takes l1 off each weight.
+            schedule of optax's, a function of the number of steps that were made. With 1.0, the
+            default, the strengths are those of one step: L1 takes l1 off each weight.
 
     Returns:
         An `optax.GradientTransformation`, whose update needs `params`.

@@ -42,7 +42,7 @@ def penalty(params: Any, regularizer: Regularizers, mask: Any = None) -> Array:
         A scalar, float64 if a leaf is and else float32, so that 16-bit weights do not overflow; 0.0
         without leaves. On the CPU, where `build_info` says "ffi", the same bits as
         `fused_penalties.penalty` gives for the same arrays, with as many threads; else what XLA
-        makes of the plain expression. Which of the two it is on the CPU is settled where a function
+        makes of the plain expression. Which of the two it is on the CPU is decided when a function
         is traced.
 
     Derivatives of any order, in forward and in reverse mode, are plain `jax.numpy`, which XLA fuses
@@ -52,11 +52,10 @@ def penalty(params: Any, regularizer: Regularizers, mask: Any = None) -> Array:
     Strengths are plain numbers, compiled in; one that changes from step to step is a factor of the
     result: ``strength * penalty(params, L2(1.0))``.
 
-    `jax.export` takes what is traced with "ffi" for the CPU, alone or among other platforms, if it
-    is told that this call is meant: ``disabled_checks=
-    [jax.export.DisabledSafetyCheck.custom_call("fused_penalties_penalty")]``. On the CPU, that then
-    runs only in processes that have imported `fused_penalties.jax` and whose `build_info` says
-    "ffi". What is traced without "ffi" asks for neither.
+    `jax.export` for the CPU refuses what was traced with "ffi", unless it is given
+    ``disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("fused_penalties_penalty")]``.
+    What it exports then runs on the CPU only in processes that have imported `fused_penalties.jax`
+    and whose `build_info` says "ffi". What was traced without "ffi" needs neither.
 
     Raises:
         TypeError: a leaf with a penalty that is no array of such floats; something that is no

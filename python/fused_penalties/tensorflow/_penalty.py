@@ -40,12 +40,12 @@ def penalty(variables: Any, regularizer: Regularizers) -> Any:
     Derivatives of any order are right, backward and forward. What is listed twice counts twice.
 
     In eager mode, in `tf.function` and in graphs of TensorFlow 1 the value has the bits of
-    `fused_penalties.penalty`. Where Python is not to be called it comes from plain operations of
+    `fused_penalties.penalty`. Where TensorFlow cannot call Python it comes from plain operations of
     TensorFlow, within their rounding: in `tf.function(jit_compile=True)`, in what
-    `tf.saved_model.save` saves, under a `tf.distribute` strategy, and where there is a GPU. It is
-    the tracing that decides: a `tf.function` that was called without XLA before cannot be called by
-    one that is compiled with it, and what `get_concrete_function` gave is saved as it is, and
-    raises in another process.
+    `tf.saved_model.save` saves, under a `tf.distribute` strategy, and where there is a GPU. Which
+    of the two it is, is decided when a function is traced. So a `tf.function` that was first called
+    without XLA cannot be called by one that is compiled with it; and what `get_concrete_function`
+    has traced keeps its call of Python when it is saved, and raises in another process.
 
     AutoGraph does not look into it: a function among the regularizers whose `if` or `for` depends
     on tensors has to be a `tf.function`.

@@ -162,7 +162,7 @@ def apply_regularization(
     It is added to the collection REGULARIZATION_LOSSES. No `weights_list` means the collection
     WEIGHTS. A regularizer that returns None counts 0.0; a function is called for each weight.
 
-    Warns (UserWarning) when it is given losses, whose penalty is hardly what was meant.
+    Warns (UserWarning) when it is given losses: the penalty of penalties is hardly what is meant.
 
     Raises:
         ValueError: no weights, or a regularizer that does not return a scalar.

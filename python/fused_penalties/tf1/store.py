@@ -102,10 +102,10 @@ class VariableStore:
     def plan(self, *, threads: int | None = None) -> Plan:
         """A `Plan` of the variables with their `regularizers`, for a training loop.
 
-        Its value is that of `get_regularization_loss` without the numbers, if there are any in the
-        collection: to the last digit, unless a variable has several losses, whose strengths are
-        added first, or one without a loss is float64, as the plan's values are then. Variables that
-        are made later are not in it.
+        Its value is that of `get_regularization_loss` without the numbers that are in the
+        collection, such as activity losses. The last digit may differ in two cases: of a variable
+        with several losses the plan adds the strengths first; and its values are float64 if any
+        variable is, also one without a loss. Variables that are made later are not in it.
         """
         return Plan(self, threads=threads)
 

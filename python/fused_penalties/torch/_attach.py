@@ -40,22 +40,24 @@ class Handle:
     Modes:
         "grad": before the step the gradient of the penalty is added to each ``p.grad``, in one pass
             and in place; where that is None it is made, as for a penalty in the loss. This comes
-            after what has been done to the gradients until then: they are those of the loss alone
-            while they are clipped, and GradScaler has unscaled them. A step that it skips does not
-            see the penalty either.
+            after everything that you do to the gradients before the step: what is clipped, and
+            what GradScaler unscales, is the gradient of the loss alone. In a step that GradScaler
+            skips, the penalty has no part either.
         "prox": after the step the proximal step of the penalty with the group's learning rate,
             which gives the exact zeros of L1. With plain SGD this is proximal gradient descent.
         "decay": after the step decoupled weight decay, w = w * (1 - 2 * lr * l2). L1 penalties are
             refused.
 
-    A step does not wait for a GPU, except for a learning rate that is there and, in the modes after
-    the step, for GradScaler's word to a fused optimizer that it was skipped. Every parameter with a
-    penalty has to be in the optimizer.
+    In mode "grad" a step does not wait for a GPU. The other modes do where the learning rate is a
+    tensor on the GPU, and where GradScaler works with a fused optimizer: whether the step was
+    skipped then is known on the GPU alone. Every parameter with a penalty has to be in the
+    optimizer.
 
     Args:
-        penalty: its rules, at each step; of functions among them no gradient is known.
-        optimizer: any of torch's but LBFGS. Mode "grad" refuses steps with a closure, which makes
-            gradients when it is too late, and sparse gradients.
+        penalty: what is penalized, as its rules say it at each step. Functions among them are
+            refused: their gradients are not known.
+        optimizer: any of torch's but LBFGS. Mode "grad" refuses sparse gradients, and steps with a
+            closure: this makes gradients after the penalty's were added.
         mode: "grad", "prox" or "decay".
         schedule: a function of the number of steps that were made, which returns the rules for the
             next one, as `Penalty.set_regularizer` does with `step`.
@@ -106,10 +108,10 @@ class Handle:
         beside.add(self)
 
     def value(self) -> Any:
-        """The penalty, a tensor for a log, which is not waited for.
+        """The penalty, a tensor to be logged; the call does not wait for a GPU.
 
-        In mode "grad" that of the weights before the last step; else, and before the first step,
-        that of the weights as they are.
+        In mode "grad" it is that of the weights before the last step; in the other modes, and
+        before the first step, that of the weights as they are.
         """
         if self._value is not None:
             return self._value

@@ -29,7 +29,7 @@ def clip_grad_norm_(
 
     Args:
         parameters: a tensor or an iterable of tensors, whose ``grad`` is clipped in place.
-        max_norm: at least 0; torch's own also takes negative ones, and turns gradients round.
+        max_norm: at least 0. (torch's own takes negative ones too, and reverses the gradients.)
 
     Returns:
         The norm before it was clipped, a tensor of rank 0.
