@@ -96,15 +96,17 @@ class StreamingSums:
         """The exact sums of the elements so far, for merges and all-reduces with those of others.
 
         As with all partial sums, parts of one buffer must then be cut at multiples of 8 KiB.
-        ValueError for a stream that starts in the middle of a block; `merge` has no such limits.
+        ValueError for a stream that starts in the middle of a block and has elements; `merge` has
+        no such limits.
         """
         return PartialSums(self._core.limbs()[0])
 
     def sums(self) -> Sums:
         """The sums of the elements so far, as those of one buffer; updates may go on.
 
-        ValueError for a stream that starts in the middle of a block, whose elements alone are no
-        buffer: it is to be merged into the stream of those before.
+        ValueError for a stream that starts in the middle of a block and has elements, which alone
+        are no buffer: it is to be merged into the stream of those before. Without elements all sums
+        are zero, wherever it starts.
         """
         limbs, size = self._core.limbs()
         sums = PartialSums(limbs).sums()

@@ -328,6 +328,7 @@ def test_state_of_a_stream_that_knows_nothing() -> None:
     for way in WAYS.values():
         other = way(stream)
         assert (other.dtype, other.start, other.size) == (None, 7, 0)
+        assert other.sums().total_abs == 0.0  # nothing is that anywhere
 
 
 BLOCK = 1024  # elements of float64
