@@ -12,6 +12,7 @@ summed as a sequence of its own: within the error bounds, but not with the whole
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -80,7 +81,9 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
                 layouts.append(layout)
                 holders.append({})
                 first.append(at)
-            _compare(layouts[tensor], first[tensor], layout, at)
+            known = layouts[tensor]
+            if layout.shape != known.shape or layout.dtype != known.dtype:
+                _refuse_other(known, first[tensor], layout, at)
             if math.prod(layout.local):
                 holders[tensor].setdefault((layout.offset, layout.local), []).append(at)
     mine = {places[layout.name]: layout for layout in tables[rank]}
@@ -88,8 +91,9 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
     pieces: list[Piece] = []
     inexact = []
     spread = set()
+    run_of = functools.cache(_run)  # layers have shapes in common
     for tensor, (layout, boxes) in enumerate(zip(layouts, holders, strict=True)):
-        runs = [(_run(box, layout.shape), owners[0]) for box, owners in boxes.items()]
+        runs = [(run_of(box, layout.shape), owners[0]) for box, owners in boxes.items()]
         if any(run is None for run, _ in runs):
             _check_boxes(layout, boxes)
             inexact.append(layout.name)
@@ -108,7 +112,7 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
         if len(owners) > 1 and rank in owners
     ]
     digest = hashlib.blake2b(
-        repr((size, layouts, [sorted(boxes.items()) for boxes in holders])).encode()
+        repr((size, layouts, [list(boxes.items()) for boxes in holders])).encode()
     ).digest()
     return Agreement(
         tuple(places),
@@ -124,7 +128,7 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
     )
 
 
-def _compare(one: Layout, rank: int, other: Layout, at: int) -> None:
+def _refuse_other(one: Layout, rank: int, other: Layout, at: int) -> None:
     for what, here, there in (
         ("shape", one.shape, other.shape),
         ("dtype", one.dtype, other.dtype),
