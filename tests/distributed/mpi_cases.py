@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +83,55 @@ def faults() -> dict[str, str]:
     return found
 
 
-def late() -> dict[str, str]:
-    plan = fpd.Plan({f"{RANK}": np.ones(5000)}, L2(0.5), COMM, timeout=LIMIT)
-    plan.value()
+def gone() -> dict[str, str]:
+    plan = _plan()
     if LAST:
         time.sleep(60.0)
+    return _timed(plan.value)
+
+
+def late() -> dict[str, str]:
+    """One rank comes after the others have given up, while their processes are still there."""
+    plan = _plan()
+    if LAST:
+        time.sleep(1.5 * LIMIT)
+    return _timed(plan.value)
+
+
+def another_kind() -> dict[str, str]:
+    """Calls whose words, and edges, differ in number."""
+    plan = _plan()
+    plan.sums()
+    return _timed(plan.sums if LAST else plan.value)
+
+
+def another_plan() -> dict[str, str]:
+    """One is made on a rank alone."""
+    plan = _plan()
+    alone = {"w": np.ones(3)}
+    return _timed((lambda: fpd.sums(alone, COMM, timeout=LIMIT)) if LAST else plan.value)
+
+
+def _plan() -> fpd.Plan:
+    rows = fpd.Shard(np.ones((50, 9)), (50 * RANKS, 9), (50 * RANK, 0))
+    held = {f"{RANK}": np.ones(5000), "rows": rows, "more": rows}
+    plan = fpd.Plan(held, {"more": None, ".*": L2(0.5)}, COMM, timeout=LIMIT)
+    plan.value()
+    return plan
+
+
+def _timed(call: Callable[[], Any]) -> dict[str, str]:
     start = time.monotonic()
-    text = told(plan.value)
+    text = told(call)
     return {"told": text, "seconds": str(time.monotonic() - start)}
 
 
 def main() -> None:
     folder, which = Path(sys.argv[1]), sys.argv[2]
-    found = {"cases": cases, "faults": faults, "late": late}[which]()
+    found = globals()[which]()
     (folder / f"{RANK}.json").write_text(json.dumps(found))
+    while which != "gone" and not all((folder / f"{one}.json").exists() for one in range(RANKS)):
+        time.sleep(0.01)  # else the end of one, which may abort MPI, would be that of all
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ TOLD = {
     "no array": r"RankError: rank 2: TypeError: .*'w'.*got a list; wanted a torch tensor",
     "integers": r"TypeError: .*'w'.*int32 is not supported",
     "parts to be added up": r"ValueError: .*'w'.*still have to be added up",
+    "a wrong limit": r"RankError: rank 2: ValueError: timeout: got -1.0",
+    "a failing import": r"RankError: rank 2: ImportError: no such module",
     "shards that nobody declared": r"RankError: replicas differ: 'w' .* rank 1 than on rank 0",
     "shards that nobody declared, again": r"RankError: replicas differ: 'w'",
     "stages with one name": r"RankError: replicas differ: 'w' .* rank 1 than on rank 0",
@@ -58,6 +60,23 @@ TOLD = {
     "NaN": "no error but nan",
     "no NaN any more": "no error but 6000.0",
     "nothing on one rank": "no error but 4.0",
+    "by name on one rank": r"RankError: .* not at the same call .* tensors, by name$",
+    "the first strengths": "no error but 3000.0",
+    "other strengths on one rank": r"ValueError: .*'w' has .* 0.5 on rank 0 but .* on rank 2",
+    "other strengths on one rank, again": r"ValueError: .*'w' has .* on rank 0 but .* on rank 2",
+    "sums beside": "no error but 6003.0",
+    "the first strengths again": "no error but 3000.0",
+    "other strengths on another rank": r"ValueError: .*'w' has .* 0.25 on rank 0 but .* on rank 1",
+    "other strengths on all": "no error but 1500.75",
+    "rules that one rank cannot read": "ValueError",
+    "rules that one rank could not read": "no error but 1500.75",
+    "strengths and NaN on one rank": r"ValueError: .*'w' has .* 0.25 on rank 0 but .* on rank 2",
+    "strengths and NaN": "no error but nan",
+    "nothing frozen": "no error but 6000.0",
+    "frozen on one rank": r"ValueError: .*'b' has .* = 0.5 on rank 0 but 0 and 0 on rank 2",
+    "frozen on all": "no error but 3000.0",
+    "not frozen on one rank": r"ValueError: .*'b' has .* l2 = 0 on rank 0 but .* on rank 2",
+    "frozen on all again": "no error but 3000.0",
     "another plan": r"RankError: ranks are not at the same call of the same plan",
     "another call": r"RankError: ranks are not at the same call .* 1 at call 5 .* rank 2 at call 6",
 }
@@ -71,6 +90,14 @@ def test_faults_are_the_same_error_on_every_rank(tmp_path: Path) -> None:
     for name, text in first.items():
         assert re.match(TOLD[name], text), f"{name}: {text}"
         assert [other[name] for other in others] == [text, text]
+
+
+def test_other_errors_of_an_engine_keep_their_text(tmp_path: Path) -> None:
+    for ended in torch_ranks("torch_faults.py", 2, tmp_path, "failing"):
+        assert ended.status == 0, ended.output
+    for rank, found in enumerate(answers(tmp_path, 2)):
+        wanted = f"RankError: rank {rank}: a collective failed: RuntimeError: out of memory"
+        assert found["told"] == wanted
 
 
 def test_the_penalty_of_a_model_that_changes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,7 @@ def case_window(rank: int, ranks: int) -> dict[str, Pair]:
 
 def case_steady(rank: int, ranks: int) -> dict[str, Pair]:
     """How much a call sends, once the window is known."""
-    counts: dict[str, list[int]] = {"all_reduce": [], "all_to_all_single": []}
+    counts: dict[str, list[int]] = {"all_reduce": [], "all_to_all_single": [], "all_gather": []}
     rng = torch.Generator().manual_seed(9)
     aligned = {f"{k}": torch.randn(64 * ranks, 64, generator=rng) for k in range(161)}
     ragged = {f"{k}": torch.randn(50, 61, generator=rng) for k in range(161)}
@@ -287,11 +288,18 @@ def case_steady(rank: int, ranks: int) -> dict[str, Pair]:
         plan.sums()
         assert counts["all_reduce"][0] <= 70 * 161, counts
         edges = int(name == "ragged" and ranks > 1)
-        found[name] = [len(sent) for sent in counts.values()], [1, edges]
+        found[name] = [len(sent) for sent in counts.values()], [1, edges, 0]
     for sent in counts.values():
         sent.clear()
     plans["aligned"].grad_norm({})
     assert counts["all_reduce"][0] <= 1300, counts
+    # A schedule, the same on all ranks: at first it penalizes other tensors.
+    for step, calls in (1, 2), (2, 1), (3, 1):
+        plans["aligned"].set_regularizer(L2(0.1 * step))
+        for sent in counts.values():
+            sent.clear()
+        plans["aligned"].value()
+        found[f"step {step}"] = [len(sent) for sent in counts.values()], [calls, 0, 0]
     for name, original in kept_functions.items():
         setattr(dist, name, original)
     return found
@@ -391,6 +399,47 @@ def case_gradients_by_hand(rank: int, ranks: int) -> dict[str, Pair]:
     for name, one in clipping.items():
         found[f"clipped {name}"] = hexes(grads[name].full_tensor()), hexes(one)
     return found
+
+
+def case_missing_gradients(rank: int, ranks: int) -> dict[str, Pair]:
+    """None, on all ranks or on one, counts as zeros, also at the edges; and what came is let go."""
+    kept = {name: torch.randn(900, 5, generator=torch.Generator().manual_seed(8)) for name in "ab"}
+    spread = {name: distribute_tensor(one, mesh(ranks), [Shard(0)]) for name, one in kept.items()}
+    plan = fpd.Plan(spread)
+    found = {}
+    for name, missing in ("b", range(ranks)), ("a", [0]), ("a", [ranks - 1]), ("b", []):
+        grads = {key: one.to_local().clone() for key, one in spread.items()}
+        wanted = copy.deepcopy(kept)
+        rows = fpd._shards.layout_of(name, spread[name])
+        lost = [None] * ranks
+        dist.all_gather_object(lost, (rows.offset[0], rows.local[0]))
+        for at in missing:
+            first, count = lost[at]
+            wanted[name][first : first + count] = 0
+        if rank in missing:
+            del grads[name]
+        found[f"{name} of {list(missing)}"] = (
+            hexes(plan.grad_norm(grads)),
+            [float(np.float32(fp.sums(wanted).total_l2_norm)).hex()],
+        )
+    memory = np.ones(spread["a"].to_local().shape, np.float32)
+    kept_alive = weakref.ref(memory)
+    plan.grad_norm({"a": torch.from_numpy(memory)})
+    del memory
+    found["let go"] = [kept_alive()], [None]
+    return found
+
+
+def case_backward_of_a_rank_without_anything(rank: int, ranks: int) -> dict[str, Pair]:
+    weight = torch.ones(9, requires_grad=True)
+    penalty = fpd.penalty({"w": weight} if rank == 0 else {}, L2(0.5))
+    (2 * penalty).backward()
+    with torch.no_grad():
+        assert not fpd.penalty({"w": weight} if rank == 0 else {}, L2(0.5)).requires_grad
+    return {
+        "value": (hexes(penalty), [(4.5).hex()]),
+        "gradient": ([weight.grad is None or hexes(weight.grad)], [rank > 0 or [(2.0).hex()] * 9]),
+    }
 
 
 def case_dtypes(rank: int, ranks: int) -> dict[str, Pair]:

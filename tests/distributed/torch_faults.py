@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from fused_penalties import distributed as fpd
 from fused_penalties.regularizers import L1, L2
+from fused_penalties.torch import Penalty
 from launch import leave, told
 
 LIMIT = 3.0  # seconds, where ranks wait for one that does not come
@@ -49,6 +51,12 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     sums("no array", {"w": [1.0] if last else ones(3)})
     sums("integers", {"w": ones(3, dtype=torch.int32)})
     sums("parts to be added up", {"w": _partial(ranks)})
+    wrong = -1.0 if last else AMPLE
+    found["a wrong limit"] = told(lambda: fpd.sums({"w": ones(3)}, timeout=wrong))
+    with pytest.MonkeyPatch.context() as patch:
+        if last:
+            patch.setattr(fpd._plan, "stand_in", _not_found)
+        sums("a failing import", {"w": ones(3)})
     plan = fpd.Plan({"w": ones(3) + rank}, L1(0.5), timeout=AMPLE)
     found["shards that nobody declared"] = told(plan.value)
     found["shards that nobody declared, again"] = told(plan.value)
@@ -100,12 +108,71 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     found["nothing on one rank"] = told(
         lambda: float(fpd.sums({} if last else {"w": ones(4)}).total_abs)
     )
+    found["by name on one rank"] = told(plan.named if last else plan.value)
+    found |= strengths(rank, ranks, shard)
     two = [fpd.Plan({"w": shard}, L2(scale)) for scale in (0.5, 0.25)]
     found["another plan"] = told(two[last].value)
     if last:
         plan._all._step += 1  # as if it had made a call that others have not
     found["another call"] = told(plan.sums)
     return found
+
+
+def strengths(rank: int, ranks: int, shard: Any) -> dict[str, str]:
+    """Others than before, at first on one rank."""
+    last = rank == ranks - 1
+    found = {}
+    plan = fpd.Plan({"w": shard, "b": ones(3)}, {"w": L2(0.5), "b": None}, timeout=AMPLE)
+
+    def value(name: str, call: Any = plan.value) -> None:
+        found[name] = told(lambda: float(call()))
+
+    value("the first strengths")
+    if last:
+        plan.set_regularizer(L2(0.25))
+    value("other strengths on one rank")
+    value("other strengths on one rank, again")
+    found["sums beside"] = told(lambda: float(plan.sums().total_abs))
+    if last:
+        plan.set_regularizer({"w": L2(0.5), "b": None})
+    value("the first strengths again")
+    if rank == 0:
+        plan.set_regularizer(L2(0.25))
+    value("other strengths on another rank")
+    if rank > 0:
+        plan.set_regularizer(L2(0.25))
+    value("other strengths on all")
+    told_here = told(lambda: plan.set_regularizer({"v": L1(0.5)})) if last else "ValueError"
+    found["rules that one rank cannot read"] = told_here.partition(":")[0]
+    value("rules that one rank could not read")
+    if last:
+        plan.set_regularizer(None)
+        shard.to_local()[0] = torch.nan
+    value("strengths and NaN on one rank")
+    plan.set_regularizer(L2(1.0))
+    value("strengths and NaN")
+    if last:
+        shard.to_local()[0] = 1.0
+
+    module = torch.nn.Module()
+    module.w, module.b = (torch.nn.Parameter(shard.clone()) for _ in range(2))
+    penalty = Penalty(module, L2(0.5), timeout=AMPLE)
+    value("nothing frozen", penalty)
+    if last:
+        module.b.requires_grad_(False)
+    value("frozen on one rank", penalty)
+    module.b.requires_grad_(False)
+    value("frozen on all", penalty)
+    if last:
+        module.b.requires_grad_(True)
+    value("not frozen on one rank", penalty)
+    module.b.requires_grad_(False)
+    value("frozen on all again", penalty)
+    return found
+
+
+def _not_found(*_: Any) -> Any:
+    raise ImportError("no such module")
 
 
 def _partial(ranks: int) -> Any:
@@ -117,6 +184,18 @@ def _second_derivative(ranks: int) -> Any:
     weight.requires_grad_()
     value = fpd.penalty({"w": weight}, L2(0.5), timeout=AMPLE)
     return torch.autograd.grad(value.square(), weight, create_graph=True)
+
+
+def failing(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+    """An error of the engine that says nothing of other ranks, on all at once."""
+    plan = fpd.Plan({"w": ones(3)}, L2(0.5), timeout=AMPLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", _no_memory)
+        return {"told": told(plan.value)}
+
+
+def _no_memory(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("out of memory")
 
 
 def late(rank: int, ranks: int, folder: Path) -> dict[str, str]:
@@ -142,9 +221,10 @@ def _without(rank: int, ranks: int, leave: Callable[[], None]) -> dict[str, str]
 def main() -> None:
     rank, ranks, folder, which = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     dist.init_process_group("gloo", init_method=f"file://{folder}/s", rank=rank, world_size=ranks)
-    found = {"faults": faults, "late": late, "dead": dead}[which](rank, ranks, folder)
+    run = {"faults": faults, "failing": failing, "late": late, "dead": dead}[which]
+    found = run(rank, ranks, folder)
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    if which == "faults":
+    if which in ("faults", "failing"):
         leave(folder, rank, ranks)
     while which == "late" and not (folder / f"{ranks - 1}.json").exists():
         time.sleep(0.1)

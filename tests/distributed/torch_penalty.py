@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -60,6 +60,8 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (ranks,))
     after_a_forward_pass(mesh)
     changes(mesh, rank)
+    stages(rank, ranks)
+    a_group(rank)
     leave(folder, rank, ranks)
 
 
@@ -105,6 +107,43 @@ def changes(mesh: Any, rank: int) -> None:
     spread.b.bias.requires_grad_(rank == 0)
     with pytest.raises((ValueError, fpd.RankError), match=r"b\.bias"):
         fpt.Penalty(spread, L2(0.5))()
+
+
+def stages(rank: int, ranks: int) -> None:
+    """A pipeline: what a rank alone freezes is nobody else's."""
+    line = DeviceMesh("cpu", torch.arange(ranks)[:, None], mesh_dim_names=("stage", "within"))
+    mine = nn.Module()
+    one = distribute_tensor(torch.full((5000,), rank + 1.0), line["within"], [Shard(0)])
+    mine.register_parameter(f"stage{rank}", nn.Parameter(one))
+    mine.register_parameter(f"other{rank}", nn.Parameter(one.clone()))
+    penalty = fpt.Penalty(mine, L1(1.0))
+    assert penalty().item() == 2 * 15000.0
+    mine.get_parameter(f"other{rank}").requires_grad_(rank > 0)
+    assert penalty().item() == 2 * 15000.0 - 5000.0
+    if rank:
+        mine.get_parameter("stage1").requires_grad_(False)
+    value = penalty()
+    assert value.item() == 15000.0
+    value.backward()
+    trained = f"other{rank}" if rank else "stage0"
+    for name, param in mine.named_parameters():
+        assert (param.grad is None) == (name != trained), name
+    assert (mine.get_parameter(trained).grad.to_local() == 1.0).all()
+
+
+def a_group(rank: int) -> None:
+    """The ranks of a group, of which others know nothing."""
+    groups = [dist.new_group([one]) for one in range(2)]
+    alone = DeviceMesh("cpu", torch.arange(2)[:, None], mesh_dim_names=("outer", "inner"))["inner"]
+    module = nn.Module()
+    module.w = nn.Parameter(distribute_tensor(torch.ones(9) + rank, alone, [Shard(0)]))
+    penalty = fpt.Penalty(module, L1(1.0), group=groups[rank], timeout=30.0)
+    assert penalty().item() == 9.0 * (rank + 1)
+    assert copy.deepcopy(penalty)().item() == 9.0 * (rank + 1)
+    with pytest.raises(fpd.RankError, match="replicas differ: 'w'"):
+        fpt.Penalty(module, L1(1.0))()
+    with pytest.raises(ValueError, match="timeout: got -1"):
+        fpt.Penalty(module, L1(1.0), timeout=-1)()
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ def attach(value: Any, held: Mapping[str, tuple[Any, float, float]]) -> Any:
         weights.append(weight.to_local() if hasattr(weight, "to_local") else weight)
         l1.append(one)
         l2.append(two)
-    if not weights:
-        return value
-    return _Value.apply(tuple(l1), tuple(l2), value, *weights)
+    # Of a rank without weights it has a function all the same, since all ranks call backward.
+    return _Value.apply(tuple(l1), tuple(l2), value.requires_grad_(), *weights)
 
 
 class _Value(torch.autograd.Function):  # type: ignore[misc]

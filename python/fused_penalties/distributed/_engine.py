@@ -85,3 +85,8 @@ def too_late(limit: float) -> RankError:
         f"not all ranks took part in this call within its limit of {limit:g} s: one is late, is "
         "gone, or raised an error before it"
     )
+
+
+def failed(rank: int, error: Exception) -> RankError:
+    """Of an error that says nothing about other ranks, which wait until their limit."""
+    return RankError(f"rank {rank}: a collective failed: {type(error).__name__}: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +14,14 @@ from .._bind import BoundPlan, bind
 from .._weights import dtype_name
 from ._agreement import BLOCK, Agreement, Piece
 from ._shards import is_tensor, numpy_dtype
-from ._wire import LIMBS
+from ._wire import LIMBS, hash_of
 
 
 class LocalSums:
-    """Sums of what this rank holds of some of the tensors, at each call."""
+    """Sums of what this rank holds of some of the tensors, at each call.
+
+    Elements that are not there, as of a gradient that is None, count as zeros.
+    """
 
     def __init__(self, agreement: Agreement, tensors: Sequence[int]) -> None:
         self.rows = {tensor: row for row, tensor in enumerate(tensors)}
@@ -28,25 +30,23 @@ class LocalSums:
         self._pieces = [one for one in agreement.pieces if one.tensor in self.rows]
         # A rank has at most one piece of each tensor.
         self._in_order = [self.rows[one.tensor] for one in self._pieces] == list(self.rows.values())
-        self._sent = [[one for one in some if one.tensor in self.rows] for some in parts.sent]
-        # Blocks keep their places, also those of tensors that are left out here.
+        # All edges of a plan are sent, as zeros where they are not of these tensors: so messages
+        # have one length, also on ranks that are at calls of different kinds by mistake.
+        self._sent, self._received, self._kept = parts.sent, parts.received, parts.kept
         self._blocks = [
             (at, tensor, count)
             for at, (tensor, count) in enumerate(parts.blocks)
             if tensor in self.rows
         ]
-        wanted = {at for at, _, _ in self._blocks}
-        self._received = [
-            [one for one in some if one[0] // BLOCK in wanted] for some in parts.received
-        ]
-        self._kept = [one for one in parts.kept if one[0].tensor in self.rows]
         self.received_bytes = [sum(count for _, count in some) for some in self._received]
         self.sent_bytes = [sum(self._bytes(piece) for piece in some) for some in self._sent]
         self._known: Any = None
         self._plan: BoundPlan | None = None
+        self._summed: list[Piece] = []  # those that the plan is of
         self._arrays: dict[int, Any] = {}
         self._flat: dict[int, Any] = {}
         self._scratch: Any = None
+        self._device: Any = None  # where it is; None for the CPU
         self._assembled: BoundPlan | None = None
 
     def take(self, arrays: dict[int, Any]) -> None:
@@ -79,26 +79,46 @@ class LocalSums:
                 copied |= is_copy
             self._flat[tensor] = array
         self._arrays = arrays  # which keeps their memory
-        items = [self._elements(piece) for piece in self._pieces]
+        self._summed = [one for one in self._pieces if one.tensor in arrays]
+        items = [self._elements(piece) for piece in self._summed]
         self._plan = bind(items, None, keep=True) if items else None
         self._prepare(next(iter(arrays.values()), None))
         self._known = None if copied else known
 
+    def release(self) -> None:
+        """Lets go of the arrays."""
+        self._known = self._plan = None
+        self._arrays, self._flat = {}, {}
+
     def digest_of(self, tensor: int) -> int:
-        """A number of 40 bits that stands for the sums of what lies here of a tensor."""
-        limbs = bind([self._flat[tensor]], None).limbs()
-        return int.from_bytes(hashlib.blake2b(limbs.tobytes(), digest_size=5).digest(), "little")
+        """A number that stands for the sums of what lies here of a tensor."""
+        limbs = np.zeros((1, 2, LIMBS), np.int64)
+        if tensor in self._flat:
+            limbs = bind([self._flat[tensor]], None).limbs()
+        return hash_of(limbs.tobytes())
 
     def to_send(self) -> Any:
         """The raw elements that other ranks sum, in the order of the ranks."""
-        rows = [_bytes_of(self._elements(piece)) for some in self._sent for piece in some]
-        if not rows:
-            return np.zeros(0, np.uint8)
-        if is_tensor(rows[0]):
+        pieces = [piece for some in self._sent for piece in some]
+        rows = {
+            at: _bytes_of(self._elements(piece))
+            for at, piece in enumerate(pieces)
+            if piece.tensor in self._flat
+        }
+        like = next(iter(rows.values()), None)
+        if like is None:
+            return self.nothing_to_send()
+        on_gpu = is_tensor(like)
+        zeros: Any = np.zeros(BLOCK, np.uint8)
+        if on_gpu:
             import torch
 
-            return torch.cat(rows)
-        return np.concatenate(rows)
+            zeros = torch.zeros(BLOCK, dtype=torch.uint8, device=like.device)
+        found = [
+            rows[at] if at in rows else zeros[: self._bytes(piece)]
+            for at, piece in enumerate(pieces)
+        ]
+        return torch.cat(found) if on_gpu else np.concatenate(found)
 
     def nothing_to_send(self) -> NDArray[np.uint8]:
         return np.zeros(sum(self.sent_bytes), np.uint8)
@@ -106,11 +126,11 @@ class LocalSums:
     def limbs(self) -> NDArray[np.int64]:
         """Of the blocks that lie here, each tensor's in its row, in their canonical form."""
         found = None if self._plan is None else self._plan.limbs()
-        if found is not None and self._in_order:
+        if found is not None and self._in_order and len(found) == len(self.rows):
             return found
         limbs = np.zeros((len(self.rows), 2, LIMBS), np.int64)
         if found is not None:
-            limbs[[self.rows[piece.tensor] for piece in self._pieces]] = found
+            limbs[[self.rows[piece.tensor] for piece in self._summed]] = found
         return limbs
 
     def add_assembled(self, limbs: NDArray[np.int64], received: Any) -> NDArray[np.int64]:
@@ -118,7 +138,10 @@ class LocalSums:
         if self._assembled is None:
             return limbs
         for piece, to in self._kept:
-            self._put(to, _bytes_of(self._elements(piece)))
+            if piece.tensor in self._flat:
+                self._put(to, _bytes_of(self._elements(piece)))
+            else:
+                self._scratch[to : to + self._bytes(piece)] = 0
         at = 0
         if is_tensor(received) and not is_tensor(self._scratch):
             received = received.cpu().numpy()
@@ -155,16 +178,17 @@ class LocalSums:
 
     def _prepare(self, like: Any) -> None:
         """Room for the blocks that are assembled here, beside these arrays."""
-        self._scratch = self._assembled = None
-        if not self._blocks:
+        device = like.device if is_tensor(like) and like.device.type != "cpu" else None
+        if not self._blocks or (self._assembled is not None and device == self._device):
             return
+        self._device = device
         count = BLOCK * len(self._agreement.parts.blocks)
         layouts = self._agreement.layouts
         items = []
-        if is_tensor(like) and like.device.type != "cpu":
+        if device is not None:
             import torch
 
-            self._scratch = torch.zeros(count, dtype=torch.uint8, device=like.device)
+            self._scratch = torch.zeros(count, dtype=torch.uint8, device=device)
             for at, tensor, size in self._blocks:
                 raw = self._scratch[at * BLOCK : at * BLOCK + size]
                 items.append(raw.view(getattr(torch, layouts[tensor].dtype)))

@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from ._engine import GREETING, check_greetings, too_late
+from ._engine import GREETING, check_greetings, failed, too_late
 
 _SPINS = 2000  # tests of a request before this begins to sleep between them: about a millisecond
 _SLEEP = 50e-6
@@ -62,6 +62,19 @@ class MpiEngine:
         return [pickle.loads(part.tobytes()) for part in parts]
 
     def _wait(self, work: Any, *memory: Any) -> None:
+        error: MPI.Exception | None = None
+        try:
+            if self._has_come(work):
+                return
+        except MPI.Exception as fault:  # such as a message of another length
+            error = fault
+        if not _given_up:
+            atexit.register(self._abort)
+        _given_up.append((work, memory))
+        raise (too_late(self.limit) if error is None else failed(self.rank, error)) from error
+
+    def _has_come(self, work: Any) -> bool:
+        """Waits; False if it has not come within the limit."""
         end = time.monotonic() + self.limit
         spins = 0
         while not work.Test():
@@ -69,11 +82,9 @@ class MpiEngine:
             if spins < _SPINS:
                 continue
             if time.monotonic() > end:
-                if not _given_up:
-                    atexit.register(self._abort)
-                _given_up.append((work, memory))
-                raise too_late(self.limit)
+                return False
             time.sleep(_SLEEP)
+        return True
 
     def _abort(self) -> None:
         """In place of the end of MPI, which would wait for ranks that do not come."""

@@ -24,7 +24,7 @@ from ._agreement import Agreement, Pair, agree, merged
 from ._engine import Engine, RankError, engine_of
 from ._local import LocalSums
 from ._shards import Shard, collect_named, is_tensor, layout_of, local_of, stand_in
-from ._wire import Call, Window, Word, header, is_common
+from ._wire import Call, Window, Word, hash_of, header, is_common
 
 LIMIT = 300.0
 
@@ -61,9 +61,9 @@ class Plan:
             A DTensor says by itself which part of a tensor lies here; a `Shard` says it for any
             array. A plain torch tensor or NumPy array is a whole one. If several ranks have one of
             the same name, or the same part of one, they are replicas (as DDP has them), which count
-            once; a name that other ranks don't have is this rank's alone (as in a pipeline, whose
-            stages need different names). All ranks' shards have to make up whole tensors. A rank
-            may hold nothing: ``{}``.
+            once and have to lie in memory alike; a name that other ranks don't have is this rank's
+            alone (as in a pipeline, whose stages need different names). All ranks' shards have to
+            make up whole tensors. A rank may hold nothing: ``{}``.
         regularizer: as `fused_penalties.penalty` takes it, over the names of all ranks: one for
             all, or rules; functions among the rules see the names and stand-ins with the global
             shapes and dtypes. Functions as regularizers are refused: they would need whole tensors.
@@ -98,19 +98,22 @@ class Plan:
         timeout: float = LIMIT,
         check_replicas: bool = False,
     ) -> None:
-        def strengths(names: Sequence[str], stand_ins: Sequence[Any]) -> dict[str, Pair]:
-            return dict(zip(names, _pairs(regularizer, stand_ins, names), strict=True))
-
-        self._begin(lambda: collect_named(named_shards), strengths, group, timeout, check_replicas)
+        self._begin(
+            lambda: collect_named(named_shards),
+            lambda: self._strengths_of(regularizer),
+            group,
+            timeout,
+            check_replicas,
+        )
 
     @classmethod
     def with_strengths(
-        cls, named_shards: Any, strengths: Mapping[str, Pair], group: Any = None
+        cls, named_shards: Any, strengths: Mapping[str, Pair], group: Any, timeout: float
     ) -> Plan:
         """One whose ranks know the strengths, l1 and l2, of what they hold."""
         plan = cls.__new__(cls)
         plan._begin(
-            lambda: collect_named(named_shards), lambda *_: dict(strengths), group, LIMIT, False
+            lambda: collect_named(named_shards), lambda: dict(strengths), group, timeout, False
         )
         return plan
 
@@ -118,29 +121,41 @@ class Plan:
     def of_grads(cls, params: Any, group: Any, timeout: float) -> Plan:
         """One of gradients themselves."""
         plan = cls.__new__(cls)
-        plan._begin(lambda: _grads_of(params), lambda *_: {}, group, timeout, False)
+        plan._begin(lambda: _grads_of(params), dict, group, timeout, False)
         return plan
 
     def _begin(
         self,
         read: Callable[[], dict[str, Any]],
-        strengths: Callable[[Sequence[str], Sequence[Any]], dict[str, Pair]],
+        strengths: Callable[[], dict[str, Pair]],
         group: Any,
         timeout: float,
         check_replicas: bool,
     ) -> None:
-        self._engine: Engine = engine_of(group, at_least_0(timeout, "timeout"))
-        self._check_replicas = bool(check_replicas)
+        self._engine: Engine = engine_of(group, LIMIT)  # until `timeout` is known to be one
         self._values: dict[str, Any] = {}
 
         def layouts() -> Any:
+            self._engine.limit = at_least_0(timeout, "timeout")
+            self._check_replicas = bool(check_replicas)
             self._values = read()
             table = [layout_of(name, value) for name, value in self._values.items()]
             torch_like = any(map(_is_torch, self._values.values()))
             return table, torch_like, self._check_replicas, next(_numbers)
 
         found = _gather(self._engine, layouts)
-        tables, torch_like, checks, numbers = map(list, zip(*found, strict=True))
+
+        def wanted() -> dict[str, Pair]:
+            self._agree(*map(list, zip(*found, strict=True)))
+            return strengths()
+
+        tables = _gather(self._engine, wanted)
+        self._set(merged(tables), tables[self._engine.rank])
+
+    def _agree(
+        self, tables: list[Any], torch_like: list[bool], checks: list[bool], numbers: list[int]
+    ) -> None:
+        """All that may fail on one rank alone, also the imports of what it needs."""
         if len(set(checks)) > 1:
             raise ValueError("check_replicas: is True on some ranks only; wanted one for all")
         self._agreement: Agreement = agree(self._engine.rank, tables)
@@ -158,8 +173,7 @@ class Plan:
             self._held[self._places[name]] = array
         self._strengths: list[Pair] = []
         self._penalized: list[int] = []
-        stand_ins = [stand_in(one, self._torch) for one in self._agreement.layouts]
-        self._set(merged(_gather(self._engine, lambda: strengths(self.names, stand_ins))))
+        self._stand_ins = [stand_in(one, self._torch) for one in self._agreement.layouts]
         everything = range(len(self.names))
         self._all = self._calls(everything, "sums")
         self._grads = self._calls(everything, "norm")
@@ -176,20 +190,19 @@ class Plan:
         return dict(self._values)
 
     def set_regularizer(self, regularizer: Regularizers) -> None:
-        """Other strengths, in place of all before: a collective, as the plan itself.
+        """Other strengths, in place of all before.
 
-        TypeError and ValueError as for the plan, which then stays as it was.
+        No collective: the next `value`, `penalty` or `named` compares what all ranks want, and goes
+        by it. If strengths of a tensor differ, since this was called on some ranks only, it raises
+        the same ValueError on all ranks, and so does each one after it until this rank or the
+        others have set theirs. TypeError and ValueError as for the plan, at once and on this rank
+        alone, which then wants what it wanted before.
         """
-        stand_ins = [stand_in(one, self._torch) for one in self._agreement.layouts]
-
-        def strengths() -> dict[str, Pair]:
-            return dict(zip(self.names, _pairs(regularizer, stand_ins, self.names), strict=True))
-
-        self._set(merged(_gather(self._engine, strengths)))
+        self._wanted = self._strengths_of(regularizer)
 
     def set_strengths(self, strengths: Mapping[str, Pair]) -> None:
         """The same for a plan that was made `with_strengths`."""
-        self._set(merged(_gather(self._engine, lambda: dict(strengths))))
+        self._wanted = dict(strengths)
 
     def sums(self) -> DistributedSums:
         """Σ|w| and Σw² of every whole tensor: a collective."""
@@ -209,7 +222,10 @@ class Plan:
         without is, and else float32. Or, if any rank's arrays are torch's, a tensor of rank 0, as
         `fused_penalties.torch.penalty` has it: float64 if a tensor with a penalty is.
         """
-        number = _core.total(self._terms())
+        return self._value(self._locals)
+
+    def _value(self, arrays_of: Callable[[], dict[int, Any]]) -> Any:
+        number = _core.total(self._terms(arrays_of))
         return self._result(number, self._penalized if self._torch else range(len(self)))
 
     def named(self) -> dict[str, Any]:
@@ -217,7 +233,10 @@ class Plan:
         return {
             name: float(_core.scalar(term, _core.RESULT_IS_FLOAT64[layout.dtype]))
             for name, term, layout in zip(
-                self.names, self._terms(), self._agreement.layouts, strict=True
+                self.names,
+                self._terms(self._locals, lambda: ", by name"),
+                self._agreement.layouts,
+                strict=True,
             )
         }
 
@@ -225,13 +244,20 @@ class Plan:
         """`value`, which torch's autograd differentiates: a collective.
 
         Its backward is none: the gradient of what lies here is made here, that of the unsharded
-        penalty at the same elements. It is not to be averaged or added up over ranks.
+        penalty at the same elements. It is not to be averaged or added up over ranks. A rank may
+        call `backward` also if it has nothing that is trained, which then does nothing.
         """
-        value = self.value()
-        if not self._torch:
-            return value
-        from ._autograd import attach
+        attach: Any = None
 
+        def read() -> dict[int, Any]:
+            nonlocal attach
+            if self._torch:
+                from ._autograd import attach
+            return self._locals()
+
+        value = self._value(read)
+        if attach is None:
+            return value
         held = {
             name: (one, *self._strengths[self._places[name]]) for name, one in self._values.items()
         }
@@ -301,7 +327,6 @@ class Plan:
         for name, grad in grads.items():
             at = self._places[name]
             if grad is None:
-                arrays[at] = _zeros_like(local_of(self._values[name]))
                 continue
             if not _lies_as(grad, self._values[name]):
                 self._check_grad(name, grad)
@@ -326,7 +351,13 @@ class Plan:
             arrays[at] = local_of(value)
         return arrays
 
-    def _set(self, strengths: Mapping[str, Pair]) -> None:
+    def _strengths_of(self, regularizer: Regularizers) -> dict[str, Pair]:
+        return dict(zip(self.names, _pairs(regularizer, self._stand_ins, self.names), strict=True))
+
+    def _set(self, strengths: Mapping[str, Pair], mine: dict[str, Pair]) -> None:
+        """Strengths that all ranks have agreed on, of which this one wanted `mine`."""
+        self._wanted = mine
+        self._known = mine  # what it has wanted when all ranks agreed
         pairs = [strengths.get(name, (0.0, 0.0)) for name in self.names]
         rounded = [
             (_core.coefficient(one.dtype, l1), _core.coefficient(one.dtype, l2))
@@ -339,14 +370,33 @@ class Plan:
         self._strengths, self._penalized = rounded, penalized
         self._value_calls = self._calls(penalized, "value")
 
+    def _news(self) -> int:
+        """A number that stands for the strengths that this rank wants; 0 if all know of them."""
+        if self._wanted is self._known or self._wanted == self._known:
+            return 0
+        return hash_of(repr(sorted(self._wanted.items())).encode()) or 1
+
     def _calls(self, tensors: Sequence[int], kind: str) -> _Calls:
         return _Calls(
             self._engine, self._agreement, tensors, kind, self._check_replicas, self._numbers
         )
 
-    def _terms(self) -> list[float]:
-        """Each tensor's penalty, in float64."""
-        limbs = self._value_calls(self._locals)
+    def _terms(
+        self, arrays_of: Callable[[], dict[int, Any]], argument: Callable[[], str] = str
+    ) -> list[float]:
+        """Each tensor's penalty, in float64.
+
+        Sums come first, of the tensors that had a penalty when all ranks agreed the last time, and
+        with them word of the ranks that want other strengths since.
+        """
+        calls = self._value_calls
+        limbs = calls(arrays_of, argument, self._news())
+        if calls.news:
+            mine = self._wanted
+            tables = [mine] if calls.common_news else self._engine.all_gather(mine)
+            self._set(merged(tables), mine)
+            if self._value_calls is not calls:  # other tensors have a penalty now
+                limbs = self._value_calls(arrays_of, argument)
         sum_abs, sum_square, *_ = _core.sums_of_limbs(limbs)
         l1, l2 = ([self._strengths[at][k] for at in self._penalized] for k in (0, 1))
         found = [0.0] * len(self)
@@ -387,6 +437,7 @@ class _Calls:
         self._local = LocalSums(agreement, tensors)
         self._total = kind == "norm"
         self._exchange = any(tensor in agreement.spread for tensor in tensors)
+        self.news = self.common_news = False  # of the last call
         self._replicas = [one for one in agreement.replicas if one[0] in self._local.rows]
         self._always = check_replicas
         self._compared = False  # whether all replicas were equal at some call
@@ -397,11 +448,15 @@ class _Calls:
         self._ended = time.monotonic()
 
     def __call__(
-        self, arrays_of: Callable[[], dict[int, Any]], argument: Callable[[], str] = str
+        self,
+        arrays_of: Callable[[], dict[int, Any]],
+        argument: Callable[[], str] = str,
+        news: int = 0,
     ) -> NDArray[np.int64]:
         """The limbs of the whole tensors, or of their total; carries have not moved in them.
 
-        What `argument` returns has to be the same on all ranks; `str` returns nothing.
+        What `argument` returns has to be the same on all ranks; `str` returns nothing. At the end
+        all ranks know whether one has had `news`, a number other than 0, and all the same.
         """
         self._step += 1
         engine, local = self._engine, self._local
@@ -447,7 +502,16 @@ class _Calls:
         )
         if self._total:
             limbs = _core.canonical_limbs(limbs.sum(axis=0, keepdims=True))
-        found = self._reduced(limbs, said, difference, digests, error)
+            local.release()  # gradients, which others may have no use for any more
+        found = self._reduced(
+            limbs,
+            said,
+            digests,
+            error,
+            REPLICAS=difference,
+            CHANGED=bool(news),
+            CHANGED_TO=news,
+        )
         self._compared = True
         return found
 
@@ -460,19 +524,19 @@ class _Calls:
         self,
         limbs: NDArray[np.int64],
         said: str,
-        difference: int,
         digests: dict[int, int],
         error: BaseException | None,
+        **header_words: int,
     ) -> NDArray[np.int64]:
         words, inside = limbs.reshape(-1), True
         window = self._window
         if window is not None:
             words, inside = window.pack(limbs)
-        reduced = self._exchanged(words, said, not inside, difference, digests, error)
+        reduced = self._exchanged(words, said, digests, error, OUTSIDE=not inside, **header_words)
         if window is not None and not reduced[Word.OUTSIDE]:
             return window.unpack(reduced[Word.HEADER :])
         if window is not None:
-            reduced = self._exchanged(limbs.reshape(-1), said, False, 0, {}, None)
+            reduced = self._exchanged(limbs.reshape(-1), said, digests, error, **header_words)
         found = reduced[Word.HEADER :].reshape(limbs.shape)
         if not self._total:
             self._window = Window.around(found, window, self._engine.size)
@@ -482,10 +546,9 @@ class _Calls:
         self,
         words: NDArray[np.int64],
         said: str,
-        outside: bool,
-        difference: int,
         digests: dict[int, int],
         error: BaseException | None,
+        **header_words: int,
     ) -> NDArray[np.int64]:
         engine = self._engine
         call = Call(self._digest + said.encode(), self._step)
@@ -493,9 +556,8 @@ class _Calls:
         mine = header(
             call,
             FAULTS=error is not None,
-            OUTSIDE=outside,
             LATE=waited > engine.limit / 2,
-            REPLICAS=difference,
+            **header_words,
         )
         reduced = engine.all_reduce(np.concatenate([mine, words]))
         self._ended = time.monotonic()
@@ -505,6 +567,9 @@ class _Calls:
         if reduced[Word.LATE]:
             # Another rank may have given up just before this one came: see whether all are there.
             engine.all_reduce(header(call))
+        self.news = bool(reduced[Word.CHANGED])
+        here = [Word.CHANGED, Word.CHANGED_TO]
+        self.common_news = bool((reduced[here] == engine.size * mine[here]).all())
         return reduced
 
     def _raise(self, error: BaseException | None, said: str, digests: dict[int, int]) -> None:
@@ -541,23 +606,26 @@ def _drifted(found: Sequence[Any]) -> list[str]:
                 return [
                     f"replicas differ: {name!r} has other sums on rank {rank} than on rank {at}; "
                     "wanted equal ones (what is a part of a tensor has to be a DTensor or a Shard, "
-                    "and different tensors need different names)"
+                    "different tensors need different names, and plain arrays, which are summed in "
+                    "the order of their addresses, the same order of axes in memory)"
                 ]
     return []
 
 
 def _gather(engine: Engine, make: Callable[[], Any]) -> list[Any]:
     """What `make` returns on each rank. If it raises on one, all raise."""
-    mine, error = None, None
+    mine: Any = None
+    error: BaseException | None = None
     try:
         mine = make()
-    except Exception as fault:
+    except BaseException as fault:  # this rank takes part all the same, or others would wait
         error = fault
     text = None if error is None else f"{type(error).__name__}: {error}"
     found = engine.all_gather((text, mine))
     faults = [f"rank {at}: {text}" for at, (text, _) in enumerate(found) if text is not None]
-    if len(faults) == engine.size and error is not None and len({one[0] for one in found}) == 1:
-        raise error  # everywhere the same: a rule that holds nowhere, say
+    everywhere = all(one[0] == text for one in found)  # a rule that holds nowhere, say
+    if error is not None and (everywhere or not isinstance(error, Exception)):
+        raise error
     if faults:
         raise RankError("; ".join(faults)) from error
     return [one for _, one in found]
@@ -593,14 +661,6 @@ def _lies_as(grad: Any, value: Any) -> bool:
             and grad.dtype == value.dtype
         )
     return False
-
-
-def _zeros_like(array: Any) -> Any:
-    if is_tensor(array):
-        import torch
-
-        return torch.zeros_like(array)
-    return np.zeros_like(array)
 
 
 def _scale(grads: Sequence[Any], number: float) -> None:

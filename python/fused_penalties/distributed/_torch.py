@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,9 +14,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ._engine import GREETING, check_greetings, too_late
+from ._engine import GREETING, RankError, check_greetings, failed, too_late
 
 _AWAKE = 0.005  # seconds
+
+# What gloo, and torch of NCCL, say when the others are late or gone: "Operation timed out!",
+# "Timed out waiting 3000ms for recv operation", "Connection closed by peer", "Read error …:
+# Connection reset by peer", "Broken pipe", "Watchdog caught collective operation timeout",
+# "ncclRemoteError: … a remote process exiting prematurely", "NCCL communicator was aborted".
+_GONE = re.compile(r"tim(ed |e)out|closed|closure|by peer|remote|broken pipe|was aborted", re.I)
 
 
 class TorchEngine:
@@ -81,7 +88,13 @@ class TorchEngine:
         try:
             return collective()
         except RuntimeError as error:
-            raise too_late(self.limit) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: RuntimeError) -> RankError:
+        """What a collective has raised: mostly that another rank did not come, or is gone."""
+        if _GONE.search(str(error)):
+            return too_late(self.limit)
+        return failed(self.rank, error)
 
     def _wait(self, work: Any) -> None:
         # A processor that has gone to sleep may take longer to wake than the words to arrive.
@@ -91,4 +104,4 @@ class TorchEngine:
         try:
             work.wait(timedelta(seconds=self.limit))
         except RuntimeError as error:
-            raise too_late(self.limit) from error
+            raise self._failed(error) from error

@@ -34,7 +34,14 @@ class Word(IntEnum):
     OUTSIDE = 4  # ranks with digits outside of the window
     LATE = 5  # ranks that others may have waited for until their limit
     REPLICAS = 6  # differences between replicas, modulo 2^64 as all words
+    CHANGED = 7  # ranks that want other strengths than all know of
+    CHANGED_TO = 8  # numbers that stand for these
     HEADER = 16  # how many words there are; the others are zero
+
+
+def hash_of(data: bytes) -> int:
+    """A number of 40 bits."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=5).digest(), "little")
 
 
 class Call(NamedTuple):
@@ -61,7 +68,7 @@ def is_common(reduced: NDArray[np.int64], call: Call, ranks: int) -> bool:
     """True if all ranks were at this call, and the words are what they sent."""
     wanted = ranks * header(call)
     same = [Word.RANKS, Word.CALL, Word.CALL_AGAIN]
-    zeros = reduced[Word.REPLICAS + 1 : Word.HEADER]
+    zeros = reduced[Word.CHANGED_TO + 1 : Word.HEADER]
     return bool((reduced[same] == wanted[same]).all() and not zeros.any())
 
 

@@ -165,6 +165,16 @@ def called(key: Any, weight: Any, function: RegularizerLike) -> list[Any]:
     return [result]
 
 
+class _Ranks(NamedTuple):
+    """Those that a penalty is agreed with, and how many seconds they are waited for."""
+
+    group: Any
+    timeout: float
+
+    def __deepcopy__(self, memo: Any) -> _Ranks:
+        return self  # there is no second group of these ranks
+
+
 class Penalty(torch.nn.Module):  # type: ignore[misc]
     """The penalty of a model's parameters: ``loss = criterion(model(x), y) + penalty()``.
 
@@ -174,9 +184,11 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     later are not: make a new `Penalty` then.
 
     Of a model with DTensors, of FSDP2 or tensor parallelism, it is the penalty of the whole
-    tensors, by `fused_penalties.distributed.Plan`: a call is a collective of the default process
-    group, and the derivative is made on each rank for what lies there. Plain tensors that stand in
-    for DTensors, as in FSDP2's forward pass, are not meant.
+    tensors, by `fused_penalties.distributed.Plan`: a call is a collective of `group`, and the
+    derivative is made on each rank for what lies there. Every rank may call `backward`. Plain
+    tensors that stand in for DTensors, as in FSDP2's forward pass, are not meant. Other rules, and
+    parameters that are frozen or trained again, are compared at the next call: if ranks differ, it
+    is the same ValueError on all of them.
 
     Args:
         model: the module whose parameters are meant.
@@ -187,6 +199,9 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
             whatever their names are. The rules are about the others.
         no_weight_decay: True leaves out what ``model.no_weight_decay()`` names, as timm's models
             do; a collection leaves out these names, in which ``*`` stands for anything.
+        group: of a model with DTensors, the process group of all ranks that hold a part of it, also
+            where it lies on meshes of several dimensions; None for the default group.
+        timeout: of such a model, how many seconds a call waits for the other ranks, at most.
 
     Raises:
         TypeError: a model that is none, or has no `no_weight_decay`; a trained parameter with a
@@ -202,6 +217,8 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         skip_1d: bool = False,
         *,
         no_weight_decay: bool | Collection[str] = False,
+        group: Any = None,
+        timeout: float = 300.0,
     ) -> None:
         super().__init__()
         if not isinstance(model, torch.nn.Module):
@@ -210,6 +227,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         self._skip_1d = skip_1d
         self._left_out = _names_of(model, no_weight_decay)
         self._spread = any(hasattr(param, "to_local") for param in model.parameters())
+        self._ranks = _Ranks(group, timeout)
         self._plan: Any = None  # of tensors that are spread over ranks
         self._planned: Penalized | None = None
         self._held: list[tuple[int, Any]] = []  # what the plan is of
@@ -302,7 +320,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         return self._penalized
 
     def _agreed(self) -> Any:
-        """The plan of all ranks: a collective at first, and when what is penalized has changed."""
+        """The plan of all ranks: a collective at first, and when tensors were replaced."""
         from ..distributed import Plan
 
         penalized = self.penalized()
@@ -322,7 +340,8 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
             strengths = dict.fromkeys(named, (0.0, 0.0))
             strengths |= zip(penalized.names, pairs, strict=True)
             if self._plan is None:
-                self._plan, self._held = Plan.with_strengths(named, strengths), held
+                self._plan = Plan.with_strengths(named, strengths, *self._ranks)
+                self._held = held
             else:
                 self._plan.set_strengths(strengths)
             self._planned = penalized
