@@ -41,11 +41,21 @@ class Read(NamedTuple):
     threads: int
 
 
-class Part(NamedTuple):
+class Which(NamedTuple):
+    """Which part of which checkpoint."""
+
     number: int
     parts: int
-    read: Read  # with the limbs of its own share, one row for each tensor that has some of it
     checkpoint: dict[str, Any]  # what must be equal in all parts
+
+    @classmethod
+    def of(cls, number: int, parts: int, entries: Iterable[Entry]) -> Which:
+        return cls(number, parts, _checkpoint(entries))
+
+
+class Part(NamedTuple):
+    which: Which
+    read: Read  # with the limbs of its own share, one row for each tensor that has some of it
 
 
 def share(tensors: Sequence[Tensor], number: int, parts: int) -> Iterator[tuple[int, int, int]]:
@@ -75,20 +85,17 @@ _NO_PART = "not a part that report --save wrote"
 
 
 @contextmanager
-def to_be_saved(path: str) -> Iterator[IO[bytes]]:
+def to_be_saved(path: str, which: Which) -> Iterator[IO[bytes]]:
     """A file to write the part to, which is at `path` when it is whole. Made before the reading,
     which may take hours, so that what is wrong with the path is said at once."""
-    if os.path.lexists(path):
-        try:
-            load(path)
-        except FileFault as error:
-            raise FileFault(path, "it is there, and is no part; not overwritten") from error
+    _check_replaceable(path, which)
     beside = f"{path}.{secrets.token_hex(4)}.tmp"
     with faults_of(path):
         file = open(beside, "xb")  # noqa: SIM115
     try:
         with file:
             yield file
+        _check_replaceable(path, which)  # another run may have been quicker
         os.replace(beside, path)
     except BaseException:
         with suppress(OSError):
@@ -96,16 +103,30 @@ def to_be_saved(path: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def save(file: IO[bytes], path: str, number: int, parts: int, read: Read) -> None:
+def _check_replaceable(path: str, which: Which) -> None:
+    """Only the same part may be there, which a scheduler runs once more."""
+    if not os.path.lexists(path):
+        return
+    try:
+        there = load(path).which
+    except FileFault as error:
+        raise FileFault(path, f"not overwritten: {error.fault}") from error
+    if there[:2] != which[:2]:
+        raise FileFault(path, f"not overwritten: part {there.number} of {there.parts} is there")
+    if differs := _difference(there, which):
+        raise FileFault(path, f"not overwritten: a part of another report is there: {differs}")
+
+
+def save(file: IO[bytes], path: str, which: Which, read: Read) -> None:
     about = {
         **_FORMAT,
-        "part": [number, parts],
+        "part": [which.number, which.parts],
         "files": [entry.file for entry in read.entries],
         "notes": read.notes,
         "seconds": read.seconds,
         "isa": read.isa,
         "threads": read.threads,
-        "checkpoint": _checkpoint(read.entries),
+        "checkpoint": which.checkpoint,
     }
     with faults_of(path):
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
@@ -153,7 +174,7 @@ def _part(about: dict[str, Any], limbs: NDArray[Any]) -> Part:
     read = Read(
         entries, notes, limbs, float(about["seconds"]), str(about["isa"]), int(about["threads"])
     )
-    return Part(number, parts, read, about["checkpoint"])
+    return Part(Which(number, parts, about["checkpoint"]), read)
 
 
 def _checkpoint(entries: Iterable[Entry]) -> dict[str, Any]:
@@ -168,7 +189,7 @@ def _checkpoint(entries: Iterable[Entry]) -> dict[str, Any]:
             where = [number, stored.begin, stored.dtype.str]
             if stored.member:
                 where += [stored.member.CRC]
-        tensors.append([tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, where])
+        tensors.append([tensor.name, [*tensor.shape], tensor.dtype, tensor.nbytes, where])
     return {"tensors": tensors, "files": [[one.size, _samples(one)] for one in sources]}
 
 
@@ -186,37 +207,38 @@ def _samples(source: Source) -> str:
 
 def merged(paths: Sequence[str]) -> Read:
     """The parts' sums as those of one run. FileFault unless they are all of one checkpoint."""
-    first = load(paths[0])
-    tensors = [entry.tensor for entry in first.read.entries if entry.summed]
+    which, read = load(paths[0])
+    tensors = [entry.tensor for entry in read.entries if entry.summed]
     limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
     seconds, isas, threads = 0.0, set[str](), 0
     found: dict[int, str] = {}
     for path in paths:
         part = load(path)
-        if differs := _difference(part, first):
+        number, parts, _ = part.which
+        if differs := _difference(part.which, which):
             raise FileFault(path, f"no part of what {paths[0]} is a part of: {differs}")
-        if part.number in found:
-            raise FileFault(path, f"part {part.number} of {part.parts}, as {found[part.number]} is")
-        found[part.number] = path
-        places = [place for place, _, _ in share(tensors, part.number, part.parts)]
+        if number in found:
+            raise FileFault(path, f"part {number} of {parts}, as {found[number]} is")
+        found[number] = path
+        places = [place for place, _, _ in share(tensors, number, parts)]
         limbs[places] += part.read.limbs
         seconds += part.read.seconds
         isas.add(part.read.isa)
         threads = max(threads, part.read.threads)
-    if lacking := first.parts - len(found):
-        missing = (str(number) for number in range(1, first.parts + 1) if number not in found)
+    if lacking := which.parts - len(found):
+        missing = (str(number) for number in range(1, which.parts + 1) if number not in found)
         some = ", ".join(islice(missing, 10)) + (", …" if lacking > 10 else "")
-        raise FileFault(f"part{'s' * (lacking > 1)} {some} of {first.parts}", "missing")
-    return first.read._replace(
+        raise FileFault(f"part{'s' * (lacking > 1)} {some} of {which.parts}", "missing")
+    return read._replace(
         limbs=limbs, seconds=seconds, isa=" and ".join(sorted(isas)), threads=threads
     )
 
 
-def _difference(part: Part, other: Part) -> str:
-    if part.parts != other.parts:
-        return f"it is one of {part.parts} parts, not of {other.parts}"
-    ours, theirs = part.checkpoint, other.checkpoint
-    for one, another in zip_longest(ours["tensors"], theirs["tensors"]):
-        if one != another:
-            return f"tensor {(one or another)[0]!r} is not the same"
+def _difference(one: Which, other: Which) -> str:
+    if one.parts != other.parts:
+        return f"it is one of {one.parts} parts, not of {other.parts}"
+    ours, theirs = one.checkpoint, other.checkpoint
+    for mine, its in zip_longest(ours["tensors"], theirs["tensors"]):
+        if mine != its:
+            return f"tensor {(mine or its)[0]!r} is not the same"
     return "" if ours == theirs else "tensors of the same names and sizes, but other files"

@@ -26,7 +26,7 @@ import fused_penalties as fp
 
 from . import _core
 from ._file import opened
-from ._parts import MOST_PARTS, Entry, Read, merged, save, share, to_be_saved
+from ._parts import MOST_PARTS, Entry, Read, Which, merged, save, share, to_be_saved
 from ._report import FORMULAS, Report, Row, Totals, as_csv, as_json, as_table, printable
 from ._resolve import resolve
 from .files import Batch, FileFault, Tensor, batches, open_tensors, portion
@@ -79,12 +79,14 @@ parts:
   as in the first part. --include and --exclude have to be the same in all of
   them; how to print, and the strengths, are for merge. Parts of other files are
   refused by names, shapes, sizes and samples of the contents: files must not be
-  written to between the runs. PART replaces an older one of that name.
+  written to between the runs. A run may be repeated: it replaces the same part
+  of the same checkpoint, and no other file.
 
 memory:
   It does not grow with the files: some 8 MB of them for each thread, used where
   the system keeps them (a map). --no-mmap copies instead, as is done by itself
   for what cannot be mapped. A file that is written to meanwhile is a fault.
+  Of what torch.save wrote before PyTorch 1.6, all is held in memory.
 
 exit status:
   0, or 2 with one line on stderr for a file or an option that is at fault, or
@@ -121,8 +123,7 @@ def _run(argv: Sequence[str] | None) -> int:
             return status
         raise
     except KeyboardInterrupt as interrupt:
-        if interrupt.args:
-            _fault(*interrupt.args)
+        _fault(*interrupt.args or ["interrupted"])
         return 130
     except MemoryError:
         return _fault("out of memory")
@@ -306,11 +307,12 @@ def _report(options: argparse.Namespace) -> str:
     if options.part is None:
         strengths = _strengths(options, entries)  # before the reading, which may take hours
         return _printed(options, _read(options, entries, notes, tensors), strengths)
-    with to_be_saved(options.save) as file:
-        number, parts = options.part
+    number, parts = options.part
+    which = Which.of(number, parts, entries)
+    with to_be_saved(options.save, which) as file:
         portions = [portion(tensors[at], *cut) for at, *cut in share(tensors, number, parts)]
         read = _read(options, entries, notes, portions)
-        save(file, options.save, number, parts, read)
+        save(file, options.save, which, read)
     nbytes, total = (sum(tensor.nbytes for tensor in some) for some in (portions, tensors))
     return (
         printable(

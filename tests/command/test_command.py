@@ -182,6 +182,15 @@ def test_interrupt_in_the_pass(capsys, tiny, monkeypatch):
     assert capsys.readouterr() == ("", said)
 
 
+def test_interrupt_before_the_pass(capsys, tiny, monkeypatch):
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "open_tensors", interrupted)
+    assert cli.main(["report", tiny]) == 130
+    assert capsys.readouterr() == ("", "fused-penalties: interrupted\n")
+
+
 def test_no_thread_can_be_started(capsys, tiny, monkeypatch):
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -90,7 +90,7 @@ def test_parts_read_nearly_as_much_each(capsys, tmp_path, checkpoint):
     nbytes = 4 * 70_004 + 2 * 90_000 + 2 * 50_000 + 8 * 30_000
     sizes = []
     for number in range(1, 8):
-        path = tmp_path / "part.npz"
+        path = tmp_path / f"part{number}.npz"
         said = run(capsys, *checkpoint, "--part", f"{number}/7", "--save", path)
         size, total = re.fullmatch(r"part . of 7, ([\d,]+) of ([\d,]+) bytes, .*\n", said).groups()
         assert total == f"{nbytes:,}"
@@ -290,20 +290,65 @@ def test_damaged_parts(capsys, tmp_path):
 # Saving
 
 
-def test_only_parts_are_overwritten(capsys, tmp_path):
-    np.save(tmp_path / "w.npy", normal(9000, seed=1))
-    np.savez(tmp_path / "w.npz", normal(9000, seed=1))
-    for name in ("w.npy", "w.npz"):
-        path = tmp_path / name
-        before = path.read_bytes()
-        assert cli.main(["report", str(path), "--part", "1/1", "--save", str(path)]) == 2
-        said = f"fused-penalties: {path}: it is there, and is no part; not overwritten\n"
-        assert capsys.readouterr() == ("", said)
-        assert path.read_bytes() == before
+def refused(capsys, path: Path, *argv: object) -> str:
+    """What is said of a file that is there and stays as it is."""
+    before = path.read_bytes()
+    assert cli.main(["report", *map(str, argv), "--save", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert path.read_bytes() == before
+    return err.removeprefix(f"fused-penalties: {path}: not overwritten: ").removesuffix("\n")
+
+
+def test_only_the_same_part_is_overwritten(capsys, tmp_path):
+    weights, others = tmp_path / "w.npy", tmp_path / "others.npz"
+    np.save(weights, normal(9000, seed=1))
+    np.savez(others, normal(9000, seed=1))
+    for path in (weights, others):
+        said = refused(capsys, path, weights, "--part", "1/1")
+        assert said == "not a part that report --save wrote"
     part = tmp_path / "part.npz"
-    for _ in range(2):
-        run(capsys, tmp_path / "w.npz", "--part", "1/1", "--save", part)
-    assert {path.name for path in tmp_path.iterdir()} == {"w.npy", "w.npz", "part.npz"}
+    for _ in range(2):  # as a scheduler does after a failure
+        run(capsys, weights, "--part", "1/2", "--save", part)
+    for number in ("2/2", "1/3"):
+        said = refused(capsys, part, weights, "--part", number)
+        assert said == "part 1 of 2 is there"
+    another = "a part of another report is there: "
+    said = refused(capsys, part, others, "--part", "1/2")
+    assert said == f"{another}tensor 'w' is not the same"
+    np.save(weights, normal(9000, seed=2))
+    said = refused(capsys, part, weights, "--part", "1/2")
+    assert said == f"{another}tensors of the same names and sizes, but other files"
+    assert {path.name for path in tmp_path.iterdir()} == {"w.npy", "others.npz", "part.npz"}
+
+
+def test_two_runs_with_one_file_to_save_in(capsys, tmp_path, monkeypatch):
+    """Neither takes the place of the other, also if that ends while this one reads."""
+    np.save(tmp_path / "w.npy", normal(9000, seed=1))
+    part, other = tmp_path / "part.npz", tmp_path / "other.npz"
+    run(capsys, tmp_path / "w.npy", "--part", "2/2", "--save", other)
+    sums = cli.fp.partial_sums
+
+    def quicker(*args: object, **options: object) -> object:
+        part.write_bytes(other.read_bytes())
+        return sums(*args, **options)
+
+    monkeypatch.setattr(cli.fp, "partial_sums", quicker)
+    argv = ["report", str(tmp_path / "w.npy"), "--part", "1/2", "--save", str(part)]
+    assert cli.main(argv) == 2
+    said = f"fused-penalties: {part}: not overwritten: part 2 of 2 is there\n"
+    assert capsys.readouterr() == ("", said)
+    assert part.read_bytes() == other.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"w.npy", "part.npz", "other.npz"}
+
+
+def test_a_report_on_a_part_points_to_merge(capsys, tmp_path):
+    np.save(tmp_path / "w.npy", normal(9000, seed=1))
+    part = tmp_path / "part.npz"
+    run(capsys, tmp_path / "w.npy", "--part", "1/2", "--save", part)
+    assert cli.main(["report", str(part)]) == 2
+    said = "a part that report --save wrote; fused-penalties merge takes all parts"
+    assert capsys.readouterr() == ("", f"fused-penalties: {part}: {said}\n")
 
 
 def test_a_folder_that_is_not_there_is_found_before_the_reading(capsys, tmp_path, monkeypatch):

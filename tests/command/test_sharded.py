@@ -129,6 +129,16 @@ def test_parts_that_do_not_make_a_whole(tmp_path):
     assert fault(paths[1]).startswith("truncated or corrupt: ")
 
 
+def test_the_own_format_of_torch_distributed_checkpoint_points_to_one_that_is_read(tmp_path):
+    shard = tmp_path / "__0_0.distcp"
+    shard.write_bytes(b"PK\3\4")
+    (tmp_path / ".metadata").write_bytes(b"")
+    for path in (tmp_path, shard):
+        message = fault(path)
+        assert message.startswith("in the own format of torch.distributed.checkpoint (.distcp)")
+        assert "HuggingFaceStorageWriter" in message
+
+
 def test_a_part_that_changes_while_it_is_read(tmp_path):
     for number, part in enumerate(cut_up(ints(3000, 4), ([], [1]))):
         save_part(tmp_path / f"{number}.safetensors", {"w": part})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -16,7 +17,10 @@ import pytest
 
 import fused_penalties as fp
 from command import process, run_json
-from fused_penalties.files import FileFault, Tensor, open_tensors
+from fused_penalties import _core
+from fused_penalties._formats import pytorch
+from fused_penalties.files import FileFault, Tensor, batches, open_tensors
+from test_large_files import peak
 from weight_files import assert_holds, fault, ints, listed, loaded, notes
 
 torch = pytest.importorskip("torch", reason="not installed: torch")
@@ -76,13 +80,23 @@ def test_a_training_checkpoint(save):
     }
     state |= {"more.0": torch.ones(2), "more.1.0": torch.ones(3)}
     counter = "model.1.num_batches_tracked"
-    assert set(found) == {*state, "step"}
-    assert found["step"] == Tensor("step", (), "int", 0, None)
+    assert set(found) == {*state}  # numbers of Python's are no tensors
+    assert notes(path)[-1] == "numbers beside the tensors: step = 1000, loss = 0.5"
     assert found[counter] == Tensor(counter, (), "int64", 8, None)
     for name, tensor in state.items():
         if name != counter:
             assert_holds(found[name], tensor.numpy())
     assert list(listed_by(path, r"^model\.0")) == ["model.0.weight", "model.0.bias"]
+
+
+def test_numbers_of_python_are_noted(save):
+    counters = {"epoch": 0, "batch": 1, "best": 2, "worst": 3}
+    path = save({"step": 1000, "lr": [1.0], "w": torch.ones(2), "at": counters, "done": True})
+    said = (
+        "numbers beside the tensors: step = 1000, at.epoch = 0, at.batch = 1, at.best = 2, 1 more"
+    )
+    assert notes(path)[-1] == said
+    assert list(listed(path)) == ["w"]
 
 
 def listed_by(path: Path, start: str) -> list[str]:
@@ -98,11 +112,31 @@ def test_one_tensor_has_the_name_of_the_file(save):
 
 def test_tied_weights_count_each_and_are_named(save):
     tied = torch.arange(6.0)
-    path = save({"embed": tied, "head": tied, "other": torch.arange(6.0), "part": tied[:3]})
+    path = save({"embed": tied, "head": tied, "other": torch.arange(6.0)})
     found = listed(path)
     for name in ("embed", "head", "other"):
         assert_holds(found[name], tied.numpy())
     assert notes(path)[-1] == "1 share their weights, 'head' with 'embed' first; each is counted"
+
+
+def test_views_that_overlap_are_named_as_tied_weights_are(save):
+    base = torch.arange(60.0).reshape(6, 10)
+    columns = {"left": base[:, :4], "middle": base[:, 3:7], "right": base[:, 7:]}
+    rows = {"top": base[:3], "bottom": base[3:]}
+    for tensors, said in [
+        ({**columns}, "1 share their weights, 'middle' with 'left' first"),
+        ({"right": columns["right"], "left": columns["left"]}, None),  # interleaved, but apart
+        ({**rows}, None),
+        ({"all": base, **rows}, "2 share their weights, 'top' with 'all' first"),
+        ({**rows, "all": base}, "1 share their weights, 'all' with 'top' first"),
+        (
+            {"part": base[1], "turned": base.t()},
+            "1 share their weights, 'turned' with 'part' first",
+        ),
+        (dict.fromkeys("abcdefghijklmnopqrst", base), "19 share their weights, 'b' with 'a' first"),
+    ]:
+        expected = [f"{said}; each is counted"] * (said is not None)
+        assert [note for note in notes(save(tensors)) if "share" in note] == expected
 
 
 def views(base: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -198,7 +232,7 @@ def test_the_command_and_its_totals(save, capsys):
     expected = fp.sums([ints(400, 30), np.ones(7, np.float32)])
     assert report["totals"]["abs"] == expected.total_abs
     assert report["totals"]["square"] == expected.total_square
-    assert [row["abs"] for row in report["tensors"]] == [*expected.abs, None]
+    assert [row["abs"] for row in report["tensors"]] == [*expected.abs]
 
 
 # What is refused
@@ -223,8 +257,7 @@ def test_a_malicious_file_is_refused_by_name(save, tmp_path):
         path = save({"w": torch.ones(2), "evil": Evil(*call)})
         message = fault(path)
         assert message.startswith("refused: it holds ")
-        assert message.endswith(", which torch.load(weights_only=True) does not load")
-        assert f"{name}, which" in message
+        assert f"{name}, which torch.load(weights_only=True) does not load; " in message
         assert not trace.exists()
     done = process(path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -234,6 +267,9 @@ def test_a_malicious_file_is_refused_by_name(save, tmp_path):
 def test_what_holds_more_than_weights_is_refused_by_name(save):
     assert "it holds torch.nn.modules.linear.Linear, " in fault(save(torch.nn.Linear(2, 2)))
     assert "it holds numpy." in fault(save({"w": np.ones(3)}))
+    for value in (np.float64(3.0), argparse.Namespace(lr=0.1)):  # as scripts of training save them
+        message = fault(save({"w": torch.ones(2), "more": value}))
+        assert message.endswith("; if you trust the file, save its state_dict alone")
 
 
 def test_what_has_no_end(save):
@@ -278,6 +314,108 @@ def test_a_torch_file_that_changes_while_it_is_read(tmp_path):
     os.utime(path, ns=(0, 0))
     with pytest.raises(FileFault, match=r"w\.pt: it was changed while it was read$"):
         loaded(tensors)
+
+
+NEEDS_MAPS = pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="needs /proc, which Linux has"
+)
+
+
+@NEEDS_MAPS
+@pytest.mark.parametrize("kind", ["whole", "view"])
+def test_a_torch_file_that_is_cut_short_while_it_is_mapped(tmp_path, kind):
+    """PyTorch's own map would end the process: what is mapped here is guarded."""
+    path = tmp_path / "w.pt"
+    base = of_numpy(ints(3000, 1000))
+    torch.save({"w": base if kind == "whole" else base[:, 1:]}, path)
+    (batch,) = batches(open_tensors(str(path)), 1 << 30, mapped=True)
+    if kind == "whole":
+        (array,) = batch.read()
+        os.truncate(path, 5000)
+        assert not array.reshape(-1)[-1000:].any()
+        with pytest.raises(FileFault, match=r"w\.pt: it was changed while it was read$"):
+            batch.check()
+    else:
+        os.truncate(path, 5000)
+        with pytest.raises(FileFault, match=r"w\.pt: it was changed while it was read$"):
+            batch.read()
+
+
+@NEEDS_MAPS
+def test_a_view_in_a_torch_file_that_is_cut_short_while_it_is_copied(tmp_path, monkeypatch):
+    path = tmp_path / "w.pt"
+    torch.save({"w": of_numpy(ints(3000, 1000))[:, 1:]}, path)
+    (batch,) = batches(open_tensors(str(path)), 1 << 30, mapped=True)
+    map_file = _core.FileMap
+
+    def cut_once_mapped(*stretch: int) -> _core.FileMap:
+        mapped = map_file(*stretch)
+        os.truncate(path, 5000)
+        return mapped
+
+    monkeypatch.setattr(_core, "FileMap", cut_once_mapped)
+    with pytest.raises(FileFault, match=r"w\.pt: it was changed while it was read$"):
+        batch.read()
+
+
+@NEEDS_MAPS
+def test_memory_does_not_grow_with_a_torch_file(tmp_path):
+    """Pages that were read are given back, though PyTorch maps the file too."""
+    torch.save({"w": torch.ones(100 << 20 >> 2)}, tmp_path / "w.pt")
+    torch.save({"w": torch.ones(500 << 20 >> 2)}, tmp_path / "large.pt")
+    small, large = (peak(tmp_path / name) for name in ("w.pt", "large.pt"))
+    assert large - small < 64 << 20
+
+
+def test_numbers_that_are_big_endian(tmp_path, monkeypatch):
+    """PyTorch swaps them in memory, which then is not what the file has."""
+    array = ints(500, 41)
+    torch.save(
+        {"w": of_numpy(array.byteswap()), "view": of_numpy(array.byteswap())[:, 1:]},
+        tmp_path / "w.pt",
+    )
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as archive,
+        zipfile.ZipFile(tmp_path / "big.pt", "w") as big,
+    ):
+        for member in archive.infolist():
+            data = b"big" if member.filename.endswith("/byteorder") else archive.read(member)
+            big.writestr(member.filename, data)
+    found = listed(tmp_path / "big.pt")
+    assert_holds(found["w"], array)
+    assert_holds(found["view"], array[:, 1:])
+
+
+def test_where_maps_cannot_be_known(tmp_path, monkeypatch):
+    """As on macOS: elements are taken from PyTorch's map."""
+    monkeypatch.setattr(pytorch, "_maps_of", lambda source: [])
+    array = ints(500, 41)
+    torch.save({"w": of_numpy(array), "view": of_numpy(array)[:, 1:]}, tmp_path / "w.pt")
+    found = listed(tmp_path / "w.pt")
+    assert_holds(found["w"], array)
+    assert_holds(found["view"], array[:, 1:])
+    os.utime(tmp_path / "w.pt", ns=(0, 0))
+    with pytest.raises(FileFault, match=r"w\.pt: it was changed while it was read$"):
+        loaded([found["w"]])
+
+
+INTERRUPTED = """
+import os, signal, time, torch
+def load(*args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+torch.load = load
+from fused_penalties.cli import main
+raise SystemExit(main())
+"""
+
+
+def test_interrupt_within_torch(tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "w.pt")
+    command = [sys.executable, "-c", INTERRUPTED, "report", str(tmp_path / "w.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "fused-penalties: interrupted\n"
 
 
 def test_without_torch(tmp_path):

@@ -13,7 +13,7 @@ from .gguf import list_gguf
 from .npy import EXPANDS, list_npy, list_npz
 from .pytorch import list_pytorch
 from .safetensors import list_safetensors
-from .sharded import INDEX, list_folder, list_index
+from .sharded import DISTCP, INDEX, list_folder, list_index
 
 __all__ = ["EXPANDS", "Note", "Wanted", "list_tensors"]
 
@@ -45,5 +45,7 @@ def list_tensors(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
         if one.matches(path):
             return list(one.read(path, wanted, note))
     with opened(path):  # first of all it must be there
+        if path.endswith(".distcp"):
+            raise Unfit(DISTCP)
         names = ", ".join(one.name for one in FORMATS)
         raise Unfit(f"not a supported format ({names}); pickles (.pkl) are never loaded")

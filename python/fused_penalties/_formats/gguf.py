@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from .._file import Corrupt, Stored, Tensor, Unfit
 from .common import SUMMED, Note, Wanted, little_endian, nbytes_of, weight_file
 
@@ -42,18 +44,18 @@ def _header(path: str) -> list[Any]:
         ) from error
 
     class Reader(GGUFReader):  # type: ignore[misc]
-        """Behind the end it would read as many empty parts as it is told; this one stops there."""
+        """Behind the end it would read less than it is told, or as many empty parts; this one stops
+        there."""
 
         parts = 0
 
         def _get(self, offset: int, dtype: Any, count: int = 1, *rest: Any, **named: Any) -> Any:
-            found = super()._get(offset, dtype, count, *rest, **named)
-            if len(found) < int(count):
-                raise EOFError("it ends too early")
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise EOFError
             self.parts += 1
             if self.parts > _MOST_PARTS:
                 raise Unfit(f"a header of more than {_MOST_PARTS:,} parts")
-            return found
+            return super()._get(offset, dtype, count, *rest, **named)
 
     try:
         reader = Reader(path)

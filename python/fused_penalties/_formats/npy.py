@@ -13,6 +13,7 @@ import numpy as np
 from .._file import Corrupt, Source, Stored, Tensor, Unfit, exactly, faults_of
 from .common import SUMMED, Note, Wanted, bounded, nbytes_of, weight_file
 
+_PART = {"about.npy", "limbs.npy"}  # what _parts.py writes
 EXPANDS = "it expands past what its header says"
 
 
@@ -34,6 +35,10 @@ def list_npz(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
         if not _ZIP.startswith(file.read(len(_ZIP))):
             raise Unfit("not a .npz file: it is no zip archive")
         with zipfile.ZipFile(file) as archive:
+            if _PART.issubset(archive.namelist()):
+                raise Unfit(
+                    "a part that report --save wrote; fused-penalties merge takes all parts"
+                )
             for member in archive.infolist():
                 name = member.filename.removesuffix(".npy")
                 if wanted(name):

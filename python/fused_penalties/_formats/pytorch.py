@@ -9,13 +9,15 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import _core
 from .._file import CHANGED, Corrupt, Source, Stored, Tensor, Unfit, opened
 from .boxes import View, in_order
 from .common import SUMMED, Note, Wanted, weight_file
@@ -32,41 +34,50 @@ _SUMMED = {dtype.name for dtype in SUMMED.values()}
 _MOST_DEEP = 64
 _MOST_ENTRIES = 10_000_000
 
+_MOST_NUMBERS = 4  # that a note shows
+_MOST_NEAR = 16  # tensors in the memory of a tensor with which it is compared
+
 
 def list_pytorch(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
     with weight_file(path) as (file, source):
         first = file.read(32)
         mapped = first.startswith(_ZIP)
+        swapped = False
         if mapped:
             with zipfile.ZipFile(file) as archive:
-                _check_archive(archive)
+                swapped = _check_archive(archive)
         elif not _BEFORE_ZIP.match(first):
             raise Unfit("not a file of torch.save; pickles of others are never loaded")
         else:
             note("in the format before zip, which cannot be mapped: it is loaded whole")
         loaded = _load(path, mapped)
 
-        seen: dict[tuple[int, int], str] = {}
-        tied = []
+        # PyTorch swaps the bytes in its map, which then is not what the file holds.
+        places = _Map(source, mapped, [] if swapped else _maps_of(source))
+        numbers: list[str] = []
+        arrays: list[tuple[str, NDArray[Any]]] = []
         for name, value in _leaves(loaded, Path(path).stem):
             if not wanted(name):
                 continue
-            if isinstance(value, int):
-                yield Tensor(name, (), "int", 0, None)  # a counter, such as the number of the step
+            if isinstance(value, (int, float)):
+                numbers.append(f"{name} = {value!r}")
                 continue
-            tensor = _tensor(name, value, source, mapped)
-            if tensor.stored and tensor.nbytes:
-                memory = (value.data_ptr(), tensor.nbytes)
-                if memory in seen:
-                    tied.append(f"{name!r} with {seen[memory]!r}")
-                seen.setdefault(memory, name)
+            tensor, array = _tensor(name, value, places)
+            if array is not None and array.size:
+                arrays.append((name, array))
             yield tensor
-        if tied:
-            note(f"{len(tied)} share their weights, {tied[0]} first; each is counted")
+        if numbers:
+            more = len(numbers) - _MOST_NUMBERS
+            said = [*numbers[:_MOST_NUMBERS], *[f"{more} more"] * (more > 0)]
+            note(f"numbers beside the tensors: {', '.join(said)}")
+        if tied := _tied(arrays):
+            name, other = tied[0]
+            note(f"{len(tied)} share their weights, {name!r} with {other!r} first; each is counted")
 
 
-def _check_archive(archive: zipfile.ZipFile) -> None:
-    names = {member.filename.partition("/")[2] for member in archive.infolist()}
+def _check_archive(archive: zipfile.ZipFile) -> bool:
+    """Whether its numbers are big-endian."""
+    names = {member.filename.partition("/")[2]: member for member in archive.infolist()}
     if "constants.pkl" in names:
         raise Unfit("a TorchScript archive, whose code is never loaded; save its state_dict()")
     if "data.pkl" not in names:
@@ -74,6 +85,7 @@ def _check_archive(archive: zipfile.ZipFile) -> None:
     # torch.load would map them as they are.
     if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
         raise Unfit("its members are compressed, so it cannot be mapped; torch.save does not do so")
+    return "byteorder" in names and archive.read(names["byteorder"]) == b"big"
 
 
 def _load(path: str, mapped: bool) -> Any:
@@ -95,7 +107,8 @@ def _load(path: str, mapped: bool) -> Any:
         text = str(error).rpartition("WeightsUnpickler error:")[2]
         if refused := re.search(r"GLOBAL (\S+)", text):
             raise Unfit(
-                f"refused: it holds {refused[1]}, which torch.load(weights_only=True) does not load"
+                f"refused: it holds {refused[1]}, which torch.load(weights_only=True) does not "
+                "load; if you trust the file, save its state_dict alone"
             ) from error
         lines = [line for line in text.splitlines() if line and not _ADVICE.search(line)]
         said = lines[0] if lines else type(error).__name__
@@ -116,7 +129,7 @@ def _leaves(value: Any, alone: str) -> Iterator[tuple[str, Any]]:
         entries += 1
         if depth > _MOST_DEEP or entries > _MOST_ENTRIES:
             raise Unfit("nested without an end")
-        if isinstance(value, torch.Tensor) or (counts and type(value) is int):
+        if isinstance(value, torch.Tensor) or (counts and type(value) in (int, float)):
             yield name or alone, value
         elif isinstance(value, (dict, list, tuple)):
             counts = counts and isinstance(value, dict)  # lists have numbers that are none
@@ -126,29 +139,97 @@ def _leaves(value: Any, alone: str) -> Iterator[tuple[str, Any]]:
     return walk("", value, 0, isinstance(value, dict))
 
 
-def _tensor(name: str, tensor: torch.Tensor, source: Source, mapped: bool) -> Tensor:
+def _tensor(name: str, tensor: torch.Tensor, places: _Map) -> tuple[Tensor, NDArray[Any] | None]:
+    """What is listed, and the elements if they are summed."""
     import torch
 
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_nested:
-        return Tensor(name, (), f"nested {dtype}", 0, None)
+        return Tensor(name, (), f"nested {dtype}", 0, None), None
     shape, nbytes = tuple(tensor.shape), tensor.numel() * tensor.element_size()
     if tensor.layout != torch.strided:
-        return Tensor(name, shape, f"{str(tensor.layout).removeprefix('torch.')} {dtype}", 0, None)
+        dtype = f"{str(tensor.layout).removeprefix('torch.')} {dtype}"
+        return Tensor(name, shape, dtype, 0, None), None
     if tensor.is_meta:
-        return Tensor(name, shape, f"meta {dtype}", 0, None)
+        return Tensor(name, shape, f"meta {dtype}", 0, None), None
     if dtype not in _SUMMED:
-        return Tensor(name, shape, dtype, nbytes, None)
-    view = View(in_order(_array(tensor)))
+        return Tensor(name, shape, dtype, nbytes, None), None
+    array = _array(tensor)
+    return Tensor(name, shape, dtype, nbytes, places.stored(in_order(array))), array
 
-    def read(begin: int, end: int) -> NDArray[Any]:
-        if mapped:
-            with opened(source.path) as (_, now):
-                if now != source:
+
+class _Map(NamedTuple):
+    """Where in the file the elements lie that torch.load has mapped.
+
+    They are read from there. PyTorch's own map would keep in memory what was read, and end the
+    process if the file were made shorter.
+    """
+
+    source: Source
+    mapped: bool
+    stretches: list[tuple[int, int, int]]  # of memory: its begin and end, and the begin in the file
+
+    def stored(self, array: NDArray[Any]) -> Stored:
+        at = array.ctypes.data
+        begin = next((at - low + file for low, high, file in self.stretches if low <= at < high), 0)
+        if begin and array.flags.c_contiguous:
+            return Stored(self.source, begin, array.dtype)
+        nbytes = array.itemsize + sum(
+            (size - 1) * stride for size, stride in zip(array.shape, array.strides, strict=True)
+        )
+
+        def read(first: int, last: int) -> NDArray[Any]:
+            if not self.mapped:
+                return View(array).read(first, last)
+            with opened(self.source.path) as (file, now):
+                if now != self.source:
                     raise Unfit(CHANGED)
-        return view.read(begin, end)
+                if not begin:
+                    return View(array).read(first, last)
+                memory = _core.FileMap(file.fileno(), begin, nbytes)
+                view = np.ndarray(
+                    array.shape, array.dtype, memoryview(memory), strides=array.strides
+                )
+                piece = View(view).read(first, last)
+                if memory.torn:
+                    raise Unfit(CHANGED)
+                return piece
 
-    return Tensor(name, shape, dtype, nbytes, Stored(source, 0, view.array.dtype, read=read))
+        return Stored(self.source, 0, array.dtype, read=read)
+
+
+def _maps_of(source: Source) -> list[tuple[int, int, int]]:
+    """Where in memory the file is mapped, as far as Linux tells."""
+    found = []
+    with suppress(OSError), open("/proc/self/maps", errors="replace") as lines:
+        for line in lines:
+            memory, _, begin, _, inode = line.split(maxsplit=5)[:5]
+            if int(inode) == source.inode:
+                low, high = (int(address, 16) for address in memory.split("-"))
+                found.append((low, high, int(begin, 16)))
+    return found
+
+
+def _tied(arrays: list[tuple[str, NDArray[Any]]]) -> list[tuple[str, str]]:
+    """Those with elements of another that is listed before them, and with which."""
+    tied: dict[int, int] = {}
+    near: list[int] = []  # those that end behind the begin of the next
+    for place in sorted(range(len(arrays)), key=lambda place: arrays[place][1].ctypes.data):
+        array = arrays[place][1]
+        near = [other for other in near if np.may_share_memory(arrays[other][1], array)]
+        for other in near:
+            if _share(arrays[other][1], array):
+                later, earlier = max(place, other), min(place, other)
+                tied[later] = min(earlier, tied.get(later, earlier))
+        near = [*near[:_MOST_NEAR], place]
+    return [(arrays[later][0], arrays[earlier][0]) for later, earlier in sorted(tied.items())]
+
+
+def _share(one: NDArray[Any], another: NDArray[Any]) -> bool:
+    try:
+        return np.shares_memory(one, another, max_work=10_000)  # type: ignore[arg-type]
+    except RuntimeError:  # np.exceptions.TooHardError, in older NumPy np.TooHardError
+        return True  # it is not known, but the memory is the same
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:

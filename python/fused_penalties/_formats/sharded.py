@@ -15,6 +15,11 @@ from .safetensors import list_parts, list_safetensors
 
 # A variant of the model has one more word: model.safetensors.index.fp16.json
 INDEX = re.compile(r"\.(safetensors|bin)\.index(\.[^/]+)?\.json\Z", re.IGNORECASE | re.DOTALL)
+DISTCP = (
+    "in the own format of torch.distributed.checkpoint (.distcp), which is not read; save with its "
+    "HuggingFaceStorageWriter, or convert: "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
+)
 _SHARDS: dict[str, Reader] = {"safetensors": list_safetensors, "bin": list_pytorch}
 
 
@@ -70,6 +75,8 @@ def list_folder(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
         if len(indices) > 1:
             raise Unfit(f"it has {len(indices)} indices, {indices[0]!r} first; give one of them")
         shards = [name for name in names if name.lower().endswith(".safetensors")]
+        if any(name.endswith(".distcp") for name in names):
+            raise Unfit(DISTCP)
         if not indices and not shards:
             raise Unfit("a folder without a .safetensors or an index in it")
         try:
