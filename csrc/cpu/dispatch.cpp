@@ -7,11 +7,7 @@
 #include "isa.hpp"
 
 #if defined(FUSED_PENALTIES_X86)
-#if defined(_MSC_VER)
-#include <intrin.h>
-#else
 #include <cpuid.h>
-#endif
 #endif
 
 namespace fused_penalties {
@@ -28,15 +24,7 @@ struct Registers {
 
 Registers cpuid(unsigned leaf) {
     Registers r{0, 0, 0, 0};
-#if defined(_MSC_VER)
-    int regs[4];
-    __cpuid(regs, 0);
-    if (leaf > unsigned(regs[0])) return r;
-    __cpuidex(regs, int(leaf), 0);
-    r = {unsigned(regs[0]), unsigned(regs[1]), unsigned(regs[2]), unsigned(regs[3])};
-#else
     if (!__get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx)) return {0, 0, 0, 0};
-#endif
     return r;
 }
 
@@ -47,12 +35,8 @@ bool all(unsigned value, unsigned mask) { return (value & mask) == mask; }
 // machine's host, keeps it off: then CPUID alone would lead into an illegal instruction.
 bool system_saves(unsigned mask) {
     if (!all(cpuid(1).ecx, bit(27))) return false;  // OSXSAVE: XGETBV may be used
-#if defined(_MSC_VER)
-    const unsigned xcr0 = unsigned(_xgetbv(0));
-#else
     unsigned xcr0, high;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-#endif
     return all(xcr0, mask);
 }
 

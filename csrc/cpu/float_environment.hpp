@@ -24,7 +24,7 @@ private:
     static void set_default() { set(0x1f80); }
     static Control get() { return _mm_getcsr(); }
     static void set(Control value) { _mm_setcsr(value); }
-#elif defined(FUSED_PENALTIES_ARM) && !defined(_MSC_VER)
+#elif defined(FUSED_PENALTIES_ARM)
     using Control = uint64_t;
     static void set_default() { set(0); }
     static Control get() {

@@ -1,5 +1,8 @@
 #include "pool.hpp"
 
+#include <pthread.h>
+#include <signal.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -11,10 +14,6 @@
 
 #if defined(__linux__)
 #include <sched.h>
-#endif
-#if !defined(_WIN32)
-#include <pthread.h>
-#include <signal.h>
 #endif
 #if defined(FUSED_PENALTIES_X86)
 #include <xmmintrin.h>
@@ -40,7 +39,6 @@ void spin_until(const Done& done) {
 // Helpers are made while signals are blocked, and inherit that: a signal is for the program's own threads, one of which
 // may be waiting for it. Faults stay with the thread that makes them.
 class SignalsBlocked {
-#if !defined(_WIN32)
 public:
     SignalsBlocked() {
         sigset_t blocked;
@@ -52,7 +50,6 @@ public:
 
 private:
     sigset_t usual_;
-#endif
 };
 
 class Pool {
@@ -157,12 +154,10 @@ Pool* pool = new Pool;
 std::atomic<int> fork_count{0};
 
 [[maybe_unused]] const bool watching_forks = [] {
-#if !defined(_WIN32)
     pthread_atfork(nullptr, nullptr, [] {
         pool = new Pool;
         ++fork_count;
     });
-#endif
     return true;
 }();
 

@@ -10,11 +10,7 @@
 #include "jax/interface.hpp"
 #include "xla/ffi/api/ffi.h"
 
-#if defined(_WIN32)
-#define FUSED_PENALTIES_EXPORT extern "C" __declspec(dllexport)
-#else
 #define FUSED_PENALTIES_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace ffi = xla::ffi;
 using namespace fused_penalties;

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import re
+import shlex
 import struct
 import subprocess
 from functools import cache
@@ -15,7 +18,8 @@ import golden
 import oracle
 import values
 from oracle import hexes
-from source_tree import build, tool
+from source_tree import SOURCE, build, tool
+from source_tree import run as run_tool
 
 DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # as in dtype.hpp
 
@@ -145,6 +149,31 @@ def test_objects_of_one_isa_export_nothing_but_their_table(
         exported = [symbol for symbol in symbols if symbol[0].isupper() or symbol[0] in "uvw"]
         assert len(exported) == 1, exported
         assert exported[0][0] in "DR", exported
+
+
+def compiled_for(folder: Path, flags: str) -> dict[str, str]:
+    """What the compiler defines in each source of the kernels, if users give it these flags."""
+    cmake = ["cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja", "-DFUSED_PENALTIES_PYTHON=OFF"]
+    cmake += ["-DFUSED_PENALTIES_CUDA=OFF", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]
+    run_tool([*cmake, f"-DCMAKE_CXX_FLAGS={flags}"])
+    macros = {}
+    for entry in json.loads((folder / "compile_commands.json").read_text()):
+        command = shlex.split(entry["command"])
+        command[command.index("-o") :] = ["-dM", "-E", entry["file"]]
+        macros[Path(entry["file"]).stem] = run_tool(command)
+    return macros
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
+def test_no_flag_of_the_user_widens_an_instruction_set(tmp_path: Path) -> None:
+    """What is for AVX2 would else use AVX-512, and the rest not run where the package is taken."""
+    macros = compiled_for(tmp_path / "none", "")
+    assert macros.keys() > {"avx2", "avx512", "baseline", "scalar", "sweep"}
+    assert compiled_for(tmp_path / "wide", "-march=x86-64-v4") == macros
+    has = {name: set(re.findall("__(SSE3|AVX2|AVX512F)__", text)) for name, text in macros.items()}
+    assert has.pop("avx2") == {"SSE3", "AVX2"}
+    assert has.pop("avx512") == {"SSE3", "AVX2", "AVX512F"}
+    assert not any(has.values()), has
 
 
 @pytest.mark.parametrize(
