@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,22 @@ def test_it_is_built_into_the_package(package: Path) -> None:
     assert first == f"1.5 True {library}"
     assert str(library) in why
     assert [path.name for path in library.parent.glob(".build-*")] == []
+
+
+def test_pip_knows_what_was_built(package: Path) -> None:
+    """`pip uninstall` removes what it finds in this list."""
+    listed = package.parent / f"fused_penalties-{fp.__version__}.dist-info"
+    listed.mkdir()
+    (listed / "RECORD").write_text("fused_penalties/__init__.py,,\n")
+    for _ in range(2):
+        done = build(package)
+        assert done.returncode == 0, done.stderr
+    files = metadata.PathDistribution(listed).files
+    assert files is not None
+    assert [Path(file.locate()) for file in files] == [
+        package / "__init__.py",
+        package / "jax" / "handler.so",
+    ]
 
 
 def test_one_of_another_interface_is_not_used(package: Path) -> None:

@@ -74,9 +74,21 @@ def build() -> Path:
                     f"{shlex.join(done.args)} ended with {done.returncode}:\n{done.stderr[-4000:]}"
                 )
             made.replace(to)
+        if to == _in_package():
+            _list_as_installed(to)
     except OSError as error:
         raise RuntimeError(f"{to}: {error}") from error
     return to
+
+
+def _list_as_installed(library: Path) -> None:
+    """Adds it to pip's list of the package's files, so that `pip uninstall` removes it too."""
+    site = library.parents[2]
+    record = site / f"fused_penalties-{_core.__version__}.dist-info" / "RECORD"
+    name = library.relative_to(site).as_posix()
+    if record.exists() and f"\n{name}," not in record.read_text(encoding="utf-8"):
+        with record.open("a", encoding="utf-8") as file:
+            file.write(f"{name},,\n")
 
 
 def _compiler() -> list[str]:
