@@ -129,6 +129,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fault("out of memory")
     except (FileFault, RuntimeError) as error:  # such as a FUSED_PENALTIES_ISA that is not known
         return _fault(error)
+    except BrokenPipeError:  # of --help in Python 3.10, if stdout is not buffered
+        return 141
     except Exception as error:
         return _fault(f"a fault of the program itself: {error!r}")
 

@@ -216,11 +216,12 @@ def test_closed_pipe(tiny, form):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+@pytest.mark.parametrize("buffer", [[], ["-u"]])
 @pytest.mark.parametrize("argv", [["--help"], ["report", "--help"], ["--version"]])
-def test_help_into_a_closed_pipe(argv):
+def test_help_into_a_closed_pipe(argv, buffer):
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "fused_penalties", *argv]
+    command = [sys.executable, *buffer, "-m", "fused_penalties", *argv]
     with os.fdopen(write, "wb") as closed:
         child = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE)
     assert child.stderr == b""

@@ -175,6 +175,8 @@ def test_help_shows_every_function_and_class(module: ModuleType) -> None:
         assert f"\n    {one.__name__}(" in text
         assert pydoc.getdoc(one).splitlines()[0] in text
     for one in filter(inspect.isclass, own):
+        if hasattr(one, "__origin__"):  # a type such as Callable[…], in Python 3.10
+            continue
         assert f"\n    class {one.__name__}(" in text
         assert pydoc.getdoc(one).splitlines()[0] in text
 
