@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from source_tree import SOURCE as ROOT
+
 PACKAGE = "python/fused_penalties"
 
 
