@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-peers",
         action="store_true",
-        help="fail if a test is skipped for want of anything but a GPU, a processor or a Python",
+        help="fail if a test is skipped for want of anything but hardware, a Python or a compiler",
     )
 
 
@@ -54,7 +54,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     for report in reporter.stats.get("skipped", []):
         reason = report.longrepr[2]
-        if not re.search(r"\b(GPU|no CUDA compiler|processor|this Python)\b", reason):
+        if not re.search(r"\b(GPU|no CUDA compiler|this compiler|processor|this Python)\b", reason):
             reporter.write_line(f"must not be skipped here: {report.nodeid}: {reason}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -25,12 +25,6 @@ DTYPE_NUMBERS = {name: number for number, name in enumerate(oracle.DTYPES)}  # a
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command of the driver for this processor."""
-    return [str(build(tmp_path_factory.mktemp("native")))]
-
-
-@pytest.fixture(scope="module")
 def aarch64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command of the driver for 64-bit ARM under an emulator."""
     compiler, emulator = tool("aarch64-linux-gnu-g++"), tool("qemu-aarch64")
