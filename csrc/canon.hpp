@@ -107,6 +107,38 @@ FUSED_PENALTIES_HD inline void accumulate(Lane<typename Type::Real>& lane, typen
     lane.s = add(lane.s, multiply(x, x));
 }
 
+// An element's bits. Without the sign they are in the order of the magnitudes, as unsigned integers are: infinity is
+// above all numbers, and every NaN above infinity.
+template <class Type>
+using Bits = std::conditional_t<sizeof(typename Type::Element) == 8, uint64_t,
+                                std::conditional_t<sizeof(typename Type::Element) == 4, uint32_t, uint16_t>>;
+template <class Type>
+constexpr Bits<Type> magnitude_mask = Bits<Type>(~Bits<Type>(0)) >> 1;
+
+// The bits of the largest magnitude of n elements; 0 for none.
+template <class Type>
+FUSED_PENALTIES_HD inline uint64_t largest(const typename Type::Element* elements, int n) {
+    uint64_t most = 0;
+    for (int i = 0; i < n; ++i) {
+        const uint64_t bits = element_at(reinterpret_cast<const Bits<Type>*>(elements), i) & magnitude_mask<Type>;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+// The same magnitude as the bits of a float64, where those of all dtypes can be compared, with one NaN for all.
+template <class Type>
+FUSED_PENALTIES_HD inline uint64_t widened_magnitude(uint64_t magnitude) {
+    const Bits<Type> bits = Bits<Type>(magnitude);
+    typename Type::Element element;
+    memcpy(&element, &bits, sizeof element);
+    const double value = Type::read(element);
+    if (value != value) return uint64_t(0x7ff8) << 48;
+    uint64_t wide;
+    memcpy(&wide, &value, sizeof wide);
+    return wide;
+}
+
 // The tree itself, for one block of n elements, 0 < n <= block_elements<Type>.
 template <class Type>
 FUSED_PENALTIES_HD inline BlockSums tree(const typename Type::Element* elements, int n) {
@@ -131,14 +163,8 @@ FUSED_PENALTIES_HD inline BlockSums tree(const typename Type::Element* elements,
 
 template <class Type>
 FUSED_PENALTIES_HD inline BlockSums block_sums(const typename Type::Element* elements, int n) {
-    if constexpr (std::is_same<Type, BFloat16>::value) {
-        unsigned m = 0;
-        for (int i = 0; i < n; ++i) {
-            const unsigned bits = element_at(elements, i) & 0x7fffu;
-            m = bits > m ? bits : m;
-        }
-        if (needs_wide_lanes(m)) return tree<WideBFloat16>(elements, n);
-    }
+    if constexpr (std::is_same<Type, BFloat16>::value)
+        if (needs_wide_lanes(unsigned(largest<Type>(elements, n)))) return tree<WideBFloat16>(elements, n);
     return tree<Type>(elements, n);
 }
 

@@ -169,17 +169,20 @@ private:
     uint32_t pending_ = 0;  // values added since the carries last moved
 };
 
-// Both sums of one buffer, or of many.
+// Both sums of one buffer, or of many, and the largest magnitude as the bits of a float64, where it is asked for.
 struct ExactSums {
     Exact abs, square;
+    uint64_t largest = 0;
 
     void add(const BlockSums& sums) {
         abs.add(sums.abs);
         square.add(sums.square);
     }
+    void add_largest(uint64_t bits) { largest = bits > largest ? bits : largest; }
     void add(const ExactSums& other) {
         abs.add(other.abs);
         square.add(other.square);
+        add_largest(other.largest);
     }
 };
 

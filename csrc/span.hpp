@@ -30,6 +30,8 @@ struct Kernels {
     struct OfDType {
         // The sums of each block of `count` > 0 contiguous elements; the last block may be short.
         void (*block_sums)(const void* data, uint64_t count, BlockSums* out);
+        // The same for one block of `count` > 0 elements, and returns the bits of the largest magnitude in it.
+        uint64_t (*sums_and_largest)(const void* data, int count, BlockSums* out);
         // What is done to gradients of one dtype.
         struct ToGrads {
             // The formula of changes.hpp over `count` contiguous elements.

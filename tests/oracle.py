@@ -198,6 +198,13 @@ def totals(arrays: Iterable[np.ndarray]) -> tuple[float, float]:
     return a.rounded(), s.rounded()
 
 
+def largest(x: np.ndarray) -> float:
+    """The largest magnitude of one buffer, the NaN of results if there is one, 0 for none."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        found = np.max(np.abs(x.astype(np.float64)), initial=0.0)
+    return from_bits(NAN_BITS) if np.isnan(found) else float(found)
+
+
 def true_sums(x: np.ndarray) -> tuple[Fraction, Fraction]:
     """The sums of |w| and of w*w of finite weights with no rounding anywhere."""
     flat = reading_order(x)

@@ -77,18 +77,35 @@ public:
         return std::make_unique<Strengths>(weights_, l1, l2);
     }
 
-    py::tuple sums() {
+    // With None in the places of the largest magnitudes unless they are asked for.
+    py::tuple sums(bool largest) {
         const py::ssize_t n = py::ssize_t(spans().size());
         py::array_t<double> abs(n), square(n);
         ExactSums total;
-        sum_all({abs.mutable_data(), square.mutable_data(), nullptr, &total});
-        return py::make_tuple(abs, square, total.abs.value(), total.square.value(), weights_.sizes());
+        SumsOut out{abs.mutable_data(), square.mutable_data(), nullptr, &total};
+        py::object each = py::none(), of_all = py::none();
+        if (largest) {
+            py::array_t<double> found(n);
+            out.largest = found.mutable_data();
+            each = found;
+        }
+        sum_all(out);
+        if (largest) of_all = py::float_(limbs::double_of_bits(total.largest));
+        return py::make_tuple(abs, square, total.abs.value(), total.square.value(), weights_.sizes(), each, of_all);
     }
 
     py::array_t<int64_t> limbs() {
         py::array_t<int64_t> limbs({py::ssize_t(spans().size()), py::ssize_t(2), py::ssize_t(kLimbs)});
         sum_all({nullptr, nullptr, limbs.mutable_data(), nullptr});
         return limbs;
+    }
+
+    py::tuple limbs_and_largest() {
+        const py::ssize_t n = py::ssize_t(spans().size());
+        py::array_t<int64_t> limbs({n, py::ssize_t(2), py::ssize_t(kLimbs)});
+        py::array_t<double> largest(n);
+        sum_all({nullptr, nullptr, limbs.mutable_data(), nullptr, largest.mutable_data()});
+        return py::make_tuple(limbs, largest);
     }
 
     double l2_norm() {
@@ -299,7 +316,9 @@ py::object make_host_plan(BoundWeights weights, int threads) {
     return py::cast(std::make_unique<HostPlan>(std::move(weights), threads));
 }
 
-py::tuple sums_on_host(BoundWeights weights, int threads) { return HostPlan(std::move(weights), threads).sums(); }
+py::tuple sums_on_host(BoundWeights weights, int threads, bool largest) {
+    return HostPlan(std::move(weights), threads).sums(largest);
+}
 
 void define_host_plan(py::module_& m) {
     using py::arg;
@@ -312,8 +331,9 @@ void define_host_plan(py::module_& m) {
         .def_property_readonly("dtypes", [](const HostPlan& plan) { return plan.weights().dtypes(); })
         .def_property_readonly("wide", [](const HostPlan& plan) { return plan.weights().wide(); })
         .def("strengths", &HostPlan::strengths, arg("l1"), arg("l2"), py::keep_alive<0, 1>())
-        .def("sums", &HostPlan::sums)
+        .def("sums", &HostPlan::sums, arg("largest"))
         .def("limbs", &HostPlan::limbs)
+        .def("limbs_and_largest", &HostPlan::limbs_and_largest)
         .def("l2_norm", &HostPlan::l2_norm)
         .def("value", &HostPlan::value, arg("strengths"))
         .def("values", &HostPlan::values, arg("strengths"))

@@ -42,14 +42,15 @@ py::object bind(const py::object& items, const py::object& names, bool single, c
     return make_host_plan(std::move(weights), at_most);
 }
 
-// bind(...).sums() for weights on the CPU, without a Python object for the plan, which would cost as much as 16 KB of
-// weights in cache; for others their plan.
-py::object sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique) {
+// bind(...).sums(largest) for weights on the CPU, without a Python object for the plan, which would cost as much as 16
+// KB of weights in cache; for others their plan.
+py::object sums(const py::object& items, const py::object& names, bool single, const py::object& threads, bool unique,
+                bool largest) {
     const int at_most = checked_threads(threads);
     BoundWeights weights(items, names, single, false, false);
     if (unique) weights.drop_repeats();
     if (const py::object plan = device_plan(weights)) return plan;
-    return sums_on_host(std::move(weights), at_most);
+    return sums_on_host(std::move(weights), at_most, largest);
 }
 
 // Of one array; errors begin with the label.
@@ -186,7 +187,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
     m.def("bind", &bind, arg("items"), arg("names"), arg("single"), arg("threads"), arg("keep"), arg("unique"),
           arg("wide"));
-    m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"));
+    m.def("sums", &sums, arg("items"), arg("names"), arg("single"), arg("threads"), arg("unique"), arg("largest"));
     m.def("dtype_of", &dtype_of, arg("array"), arg("label"));
     m.def("place_of", &place_of, arg("tensors"));
     m.def("canonical_limbs", &canonical_limbs, arg("limbs"));

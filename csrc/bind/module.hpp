@@ -16,7 +16,7 @@ DType dtype_named(const std::string& name);
 
 void define_host_plan(pybind11::module_& m);
 pybind11::object make_host_plan(BoundWeights weights, int threads);
-pybind11::tuple sums_on_host(BoundWeights weights, int threads);
+pybind11::tuple sums_on_host(BoundWeights weights, int threads, bool largest);
 
 void define_stream(pybind11::module_& m);
 void define_file_map(pybind11::module_& m);

@@ -32,10 +32,17 @@ namespace {
 // From here on a call lets other Python threads run, and looks at signals.
 constexpr uint64_t kFewestBlocksUnlocked = 8, kBlocksBetweenChecks = 512;
 
-BlockSums block_sums(const Kernels& kernels, DType dtype, const unsigned char* block, uint64_t count) {
-    BlockSums sums;
-    kernels[dtype].block_sums(block, count, &sums);
-    return sums;
+// Adds the sums of one block, and with `largest` takes its largest magnitude.
+void add_block(ExactSums& sums, const Kernels& kernels, DType dtype, const unsigned char* block, uint64_t count,
+               bool largest) {
+    BlockSums found;
+    if (largest) {
+        const uint64_t bits = kernels[dtype].sums_and_largest(block, int(count), &found);
+        with_type(dtype, [&](auto type) { sums.add_largest(canon::widened_magnitude<decltype(type)>(bits)); });
+    } else {
+        kernels[dtype].block_sums(block, count, &found);
+    }
+    sums.add(found);
 }
 
 uint64_t to_next_block(uint64_t at, DType dtype) {
@@ -48,6 +55,7 @@ uint64_t to_next_block(uint64_t at, DType dtype) {
 // middle of. Each may be empty. All is head where it begins and ends in the middle of the same block.
 struct Part {
     std::optional<DType> dtype;  // unknown until there are elements
+    bool largest = false;        // whether the largest magnitudes are looked for
     uint64_t start = 0, size = 0;
     ExactSums blocks;
     unsigned char head[kBlockBytes], tail[kBlockBytes];
@@ -66,7 +74,7 @@ struct Part {
         const bool to_head = size < to_next_block(start, *dtype);
         from.gather(to_head ? head + bytes(size) : tail + bytes(before), int(count));
         size += count;
-        if (!to_head && before + count == each()) blocks.add(block_sums(kernels, *dtype, tail, each()));
+        if (!to_head && before + count == each()) add_block(blocks, kernels, *dtype, tail, each(), largest);
     }
 
     // Those of whole blocks, which begin at the end of the part.
@@ -77,7 +85,8 @@ struct Part {
 };
 
 // Of `count` elements of a span from the `first` one on: whole blocks.
-ExactSums sums_of_whole_blocks(const Span& span, uint64_t first, uint64_t count, int threads, const Kernels& kernels) {
+ExactSums sums_of_whole_blocks(const Span& span, uint64_t first, uint64_t count, bool largest, int threads,
+                               const Kernels& kernels) {
     ExactSums sums;
     if (count == 0) return sums;
     const uint64_t each = uint64_t(block_elements(span.dtype));
@@ -87,7 +96,9 @@ ExactSums sums_of_whole_blocks(const Span& span, uint64_t first, uint64_t count,
         const Span part{span.data + first * uint64_t(itemsize(span.dtype)), count, nullptr, 0, span.dtype, false};
         const Line line(&part, 1);
         std::vector<ExactSums> cut;
-        sum({&part, line, threads, kernels, check_signals}, cut, {nullptr, nullptr, nullptr, &sums});
+        double largest_of_all;
+        sum({&part, line, threads, kernels, check_signals}, cut,
+            {nullptr, nullptr, nullptr, &sums, largest ? &largest_of_all : nullptr});
         return sums;
     }
     const DefaultFloatEnvironment environment;
@@ -96,7 +107,7 @@ ExactSums sums_of_whole_blocks(const Span& span, uint64_t first, uint64_t count,
     bool check = true;
     for (uint64_t k = 0; k < count / each; ++k) {
         walk.gather(block, int(each));
-        sums.add(block_sums(kernels, span.dtype, block, each));
+        add_block(sums, kernels, span.dtype, block, each, largest);
         if (check && k % kBlocksBetweenChecks == kBlocksBetweenChecks - 1) check = check_signals();
     }
     return sums;
@@ -104,16 +115,18 @@ ExactSums sums_of_whole_blocks(const Span& span, uint64_t first, uint64_t count,
 
 class Stream {
 public:
-    Stream(const std::string& dtype, uint64_t start) {
+    Stream(const std::string& dtype, uint64_t start, bool largest) {
         if (!dtype.empty()) part_.dtype = dtype_named(dtype);
         part_.start = start;
+        part_.largest = largest;
     }
 
     // From what parts() gave.
     static std::unique_ptr<Stream> from(const std::string& dtype, uint64_t start, uint64_t size,
-                                        const py::array_t<int64_t, py::array::c_style>& limbs, const std::string& head,
+                                        const py::array_t<int64_t, py::array::c_style>& limbs,
+                                        std::optional<double> largest, const std::string& head,
                                         const std::string& tail) {
-        auto stream = std::make_unique<Stream>(dtype, start);
+        auto stream = std::make_unique<Stream>(dtype, start, largest.has_value());
         Part& part = stream->part_;
         if (size && !part.dtype) throw py::value_error("size: got " + std::to_string(size) + " elements of no dtype");
         check_end(start, size);
@@ -137,6 +150,13 @@ public:
                 throw py::value_error("limbs: got the sums of more than " + std::to_string(blocks) +
                                       " blocks; wanted no more, by dtype, start and size");
         }
+        if (largest) {
+            if (blocks == 0 && *largest != 0)
+                throw py::value_error("largest: got " + std::to_string(*largest) +
+                                      "; wanted 0 where no block is whole");
+            part.blocks.largest =
+                canon::widened_magnitude<canon::Float64>(canon::largest<canon::Float64>(&*largest, 1));
+        }
         return stream;
     }
 
@@ -157,7 +177,7 @@ public:
         const uint64_t first = std::min(to_next_block(part_.end(), span.dtype), span.count);
         const uint64_t last = (span.count - first) % uint64_t(block_elements(span.dtype));
         const uint64_t whole = span.count - first - last;
-        const ExactSums sums = sums_of_whole_blocks(span, first, whole, at_most, kernels);
+        const ExactSums sums = sums_of_whole_blocks(span, first, whole, part_.largest, at_most, kernels);
         // That may have raised; what follows cannot.
         Walk begin(span, 0), end(span, span.count - last);
         const DefaultFloatEnvironment environment;
@@ -171,6 +191,10 @@ public:
     void merge(const Stream& other) {
         const Part next = other.part();
         const Turn turn(*this);
+        if (next.largest != part_.largest)
+            throw py::value_error(
+                std::string("other: made with largest=") + (next.largest ? "True" : "False") +
+                "; wanted a stream like this one, made with largest=" + (part_.largest ? "True" : "False"));
         if (next.start != part_.end())
             throw py::value_error("other: starts at element " + std::to_string(next.start) + "; wanted " +
                                   std::to_string(part_.end()) + ", where this stream ends");
@@ -190,8 +214,8 @@ public:
         part_.take(from_tail, tail, kernels);
     }
 
-    // Of the part as a buffer of its own, or of one that is cut at blocks: (1, 2, kLimbs); and how many elements it
-    // has.
+    // Of the part as a buffer of its own, or of one that is cut at blocks: its limbs (1, 2, kLimbs), its largest
+    // magnitude if it is looked for, and how many elements it has.
     py::tuple limbs() const {
         Part part = this->part();
         if (part.head_size())
@@ -200,9 +224,9 @@ public:
                                   " elements; wanted it merged into the stream of those before");
         if (const uint64_t tail = part.tail_size()) {
             const DefaultFloatEnvironment environment;
-            part.blocks.add(block_sums(active_kernels(), *part.dtype, part.tail, tail));
+            add_block(part.blocks, active_kernels(), *part.dtype, part.tail, tail, part.largest);
         }
-        return py::make_tuple(limbs_of(part.blocks), part.size);
+        return py::make_tuple(limbs_of(part.blocks), largest_of(part), part.size);
     }
 
     py::tuple parts() const {
@@ -211,7 +235,7 @@ public:
             return py::bytes(reinterpret_cast<const char*>(elements), part.bytes(count));
         };
         return py::make_tuple(part.dtype ? name_of(*part.dtype) : "", part.start, part.size, limbs_of(part.blocks),
-                              raw(part.head, part.head_size()), raw(part.tail, part.tail_size()));
+                              largest_of(part), raw(part.head, part.head_size()), raw(part.tail, part.tail_size()));
     }
 
     std::optional<std::string> dtype() const {
@@ -269,6 +293,11 @@ private:
         return limbs;
     }
 
+    static std::optional<double> largest_of(const Part& part) {
+        if (!part.largest) return {};
+        return limbs::double_of_bits(part.blocks.largest);
+    }
+
     Part part_;
     std::atomic<bool> taken_{false};
     mutable std::mutex changing_;  // held for moments only, in which no Python code runs
@@ -279,9 +308,9 @@ private:
 void define_stream(py::module_& m) {
     using py::arg;
     py::class_<Stream>(m, "Stream")
-        .def(py::init<const std::string&, uint64_t>(), arg("dtype"), arg("start"))
-        .def_static("from_parts", &Stream::from, arg("dtype"), arg("start"), arg("size"), arg("limbs"), arg("head"),
-                    arg("tail"))
+        .def(py::init<const std::string&, uint64_t, bool>(), arg("dtype"), arg("start"), arg("largest"))
+        .def_static("from_parts", &Stream::from, arg("dtype"), arg("start"), arg("size"), arg("limbs"), arg("largest"),
+                    arg("head"), arg("tail"))
         .def_property_readonly("dtype", &Stream::dtype)
         .def_property_readonly("start", &Stream::start)
         .def_property_readonly("size", &Stream::size)

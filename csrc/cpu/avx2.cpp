@@ -34,7 +34,16 @@ inline FloatVector odd_floats(WordVector w) {
 inline DoubleVector magnitude(DoubleVector x) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), x); }
 inline FloatVector magnitude(FloatVector x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
 inline WordVector magnitude(WordVector w) { return _mm256_and_si256(w, _mm256_set1_epi16(0x7fff)); }
-inline WordVector maximum(WordVector x, WordVector y) { return _mm256_max_epi16(x, y); }  // signed
+
+// Bits. Maxima are those of integers whose sign is cleared; of 64 bits there is only one for float64.
+inline WordVector repeated(uint64_t bits) { return _mm256_set1_epi64x(int64_t(bits)); }
+inline WordVector both(WordVector x, WordVector y) { return _mm256_and_si256(x, y); }
+inline WordVector maximum16(WordVector x, WordVector y) { return _mm256_max_epi16(x, y); }
+inline WordVector maximum32(WordVector x, WordVector y) { return _mm256_max_epi32(x, y); }
+inline WordVector words(DoubleVector x) { return _mm256_castpd_si256(x); }
+inline WordVector maximum64(WordVector x, WordVector y) {
+    return words(_mm256_max_pd(_mm256_castsi256_pd(x), _mm256_castsi256_pd(y)));
+}
 
 // The magnitudes of floats and of halves, widened. The sign is cleared last: conversions from memory cost less than
 // those from a register.

@@ -33,7 +33,14 @@ inline FloatVector odd_floats(WordVector w) {
 inline DoubleVector magnitude(DoubleVector x) { return _mm512_andnot_pd(_mm512_set1_pd(-0.0), x); }
 inline FloatVector magnitude(FloatVector x) { return _mm512_andnot_ps(_mm512_set1_ps(-0.0f), x); }
 inline WordVector magnitude(WordVector w) { return _mm512_and_si512(w, _mm512_set1_epi16(0x7fff)); }
-inline WordVector maximum(WordVector x, WordVector y) { return _mm512_max_epi16(x, y); }
+
+// Bits. Maxima are those of integers whose sign is cleared.
+inline WordVector repeated(uint64_t bits) { return _mm512_set1_epi64(int64_t(bits)); }
+inline WordVector both(WordVector x, WordVector y) { return _mm512_and_si512(x, y); }
+inline WordVector maximum16(WordVector x, WordVector y) { return _mm512_max_epi16(x, y); }
+inline WordVector maximum32(WordVector x, WordVector y) { return _mm512_max_epi32(x, y); }
+inline WordVector words(DoubleVector x) { return _mm512_castpd_si512(x); }
+inline WordVector maximum64(WordVector x, WordVector y) { return _mm512_max_epi64(x, y); }
 
 // The magnitudes of floats and of halves, widened. The sign is cleared first: on half a register that costs half as
 // much where the processor splits whole ones.

@@ -47,7 +47,19 @@ inline FloatVector odd_floats(WordVector w) {
 inline DoubleVector magnitude(DoubleVector x) { return _mm_andnot_pd(_mm_set1_pd(-0.0), x); }
 inline FloatVector magnitude(FloatVector x) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), x); }
 inline WordVector magnitude(WordVector w) { return _mm_and_si128(w, _mm_set1_epi16(0x7fff)); }
-inline WordVector maximum(WordVector x, WordVector y) { return _mm_max_epi16(x, y); }
+
+// Bits. Maxima are those of integers whose sign is cleared; of 64 bits there is only one for float64.
+inline WordVector repeated(uint64_t bits) { return _mm_set1_epi64x(int64_t(bits)); }
+inline WordVector both(WordVector x, WordVector y) { return _mm_and_si128(x, y); }
+inline WordVector where(WordVector mask, WordVector x, WordVector y) {
+    return _mm_or_si128(_mm_and_si128(mask, x), _mm_andnot_si128(mask, y));
+}
+inline WordVector maximum16(WordVector x, WordVector y) { return _mm_max_epi16(x, y); }
+inline WordVector maximum32(WordVector x, WordVector y) { return where(_mm_cmpgt_epi32(y, x), y, x); }
+inline WordVector words(DoubleVector x) { return _mm_castpd_si128(x); }
+inline WordVector maximum64(WordVector x, WordVector y) {
+    return words(_mm_max_pd(_mm_castsi128_pd(x), _mm_castsi128_pd(y)));
+}
 
 // The magnitudes of floats and of halves, widened.
 inline DoubleVector widen_magnitude(const float* p) { return magnitude(widen(p)); }

@@ -12,6 +12,13 @@
 // register whose size the compiler does not know could not be put there. avx2.cpp shows what else is asked of them.
 
 #define FUSED_PENALTIES_PRAGMA(text) _Pragma(#text)
+// For folds: how much else a file has must decide neither their speed nor whether a compiler sees that lanes which are
+// not written are not read.
+#if defined(__GNUC__)
+#define FUSED_PENALTIES_INLINE inline __attribute__((always_inline))
+#else
+#define FUSED_PENALTIES_INLINE inline
+#endif
 #if defined(__clang__)
 #define FUSED_PENALTIES_UNROLL(times) FUSED_PENALTIES_PRAGMA(unroll times)
 #elif defined(__GNUC__)
@@ -88,7 +95,7 @@ struct BFloat16 {
     static constexpr int kOrders = 2;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector& largest) {
         const WordVector w0 = magnitude(load_words(p)), w1 = magnitude(load_words(p + kWords));
-        largest = maximum(largest, maximum(w0, w1));
+        largest = maximum16(largest, maximum16(w0, w1));
         x0 = even_floats(w0);
         x1 = even_floats(w1);
         x2 = odd_floats(w0);
@@ -115,6 +122,40 @@ struct WideBFloat16 {
     static Vector add_square(Vector s, Vector x) { return multiply_add(x, x, s); }
 };
 
+// The larger ones of two registers' magnitude bits; but a NaN of float64 may get lost.
+template <class Type>
+inline WordVector larger(WordVector x, WordVector y) {
+    constexpr int kSize = int(sizeof(typename Type::Element));
+    if constexpr (kSize == 8) return maximum64(x, y);
+    if constexpr (kSize == 4) return maximum32(x, y);
+    return maximum16(x, y);
+}
+
+// Another type that gathers the largest bits as bfloat16 does. Where magnitudes are in registers as numbers of another
+// kind, the elements are read again: from the cache, into which they just came.
+template <class Type>
+struct WithLargest : Type {
+    using Element = typename Type::Element;
+    using Vector = typename Type::Vector;
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector& largest) {
+        Type::load(p, x0, x1, x2, x3, largest);
+        if constexpr (std::is_same<Type, Float64>::value) {
+            largest = larger<Type>(larger<Type>(largest, words(x0)), words(x1));
+            if (!Type::kHalf) largest = larger<Type>(larger<Type>(largest, words(x2)), words(x3));
+        } else {
+            using Bits = canon::Bits<Type>;
+            constexpr int kEach = kWords * 2 / int(sizeof(Bits));
+            const WordVector mask = repeated(canon::magnitude_mask<Type> * (~uint64_t(0) / Bits(~Bits(0))));
+            FUSED_PENALTIES_UNROLL(4)
+            for (int i = 0; i < Type::kGroup; i += kEach)
+                largest = larger<Type>(largest, both(load_words(reinterpret_cast<const uint16_t*>(p + i)), mask));
+        }
+    }
+};
+
+template <>
+struct WithLargest<BFloat16> : BFloat16 {};
+
 inline void store_lanes(float* to, FloatVector x) { store_floats(to, x); }
 inline void store_lanes(double* to, DoubleVector x) { store_doubles(to, x); }
 inline DoubleVector load_lanes(const float* from) { return widen(from); }
@@ -122,7 +163,7 @@ inline DoubleVector load_lanes(const double* from) { return load_doubles(from); 
 
 // Folds lanes by halves down to one.
 template <int kCount>
-inline double fold_lanes(double* lanes) {
+FUSED_PENALTIES_INLINE double fold_lanes(double* lanes) {
     if constexpr (kCount == kDoubles) {
         return fold(load_doubles(lanes));
     } else {
@@ -136,13 +177,14 @@ inline double fold_lanes(double* lanes) {
 
 // The lanes of a block, one row of columns for each of its strips: sums of magnitudes, or of squares. With two
 // orders, the even columns come before the odd ones.
-template <class Real, int kColumns, int kOrders>
+template <class Type>
 struct Lanes {
-    alignas(64) Real strips[kStrips][kColumns];
+    static constexpr int kColumns = canon::columns<Type>, kOrders = Type::kOrders;
+    alignas(64) typename Type::Real strips[kStrips][kColumns];
 
     // Folds the first `count` strips onto each other, 0 with 2 and 1 with 3, and then the columns. Strips that are
     // not there would add +0, which changes nothing.
-    double folded(int count) const {
+    FUSED_PENALTIES_INLINE double folded(int count) const {
         switch (count) {
             case 1: return folded<1>();
             case 2: return folded<2>();
@@ -152,7 +194,7 @@ struct Lanes {
     }
 
     template <int kCount>
-    double folded() const {
+    FUSED_PENALTIES_INLINE double folded() const {
         constexpr int kEach = kColumns / kOrders, kHalf = kEach / 2;
         alignas(64) double lanes[kOrders * kHalf];
         for (int order = 0; order < kOrders; ++order) FUSED_PENALTIES_UNROLL(16)
@@ -186,7 +228,7 @@ struct Block {
     static constexpr bool kTwo = kGroups == 2 && kColumns >= 2 * Type::kGroup;  // groups in a pass, else one
     static constexpr int kPass = kTwo ? 2 * Type::kGroup : Type::kGroup;
 
-    Lanes<typename Type::Real, kColumns, Type::kOrders> a, s;
+    Lanes<Type> a, s;
 
     // Adds the elements of one group at `p` to its sums.
     static void add_group(const Element* p, Vector& a0, Vector& a1, Vector& a2, Vector& a3, Vector& s0, Vector& s1,
@@ -266,22 +308,24 @@ struct Block {
     }
 };
 
-inline unsigned largest_word(WordVector words) {
-    int16_t w[kWords];
-    memcpy(w, &words, sizeof w);
-    int largest = 0;
-    for (int i = 0; i < kWords; ++i) largest = w[i] > largest ? w[i] : largest;
-    return unsigned(largest);
+template <class Type>
+inline uint64_t largest_bits(WordVector largest) {
+    canon::Bits<Type> each[kWords * 2 / sizeof(canon::Bits<Type>)];
+    memcpy(each, &largest, sizeof each);
+    uint64_t most = 0;
+    for (const auto bits : each) most = bits > most ? bits : most;
+    return most;
 }
 
-// The sums of one block; `after` as in Block::sums.
+// The sums of one block; `after` as in Block::sums. bfloat16 gathers its largest magnitudes in any case.
 template <class Type, class After>
 inline BlockSums sums_of(const typename Type::Element* p, int n, const After& after) {
     WordVector largest = zero(WordVector{});
     Block<Type> block;  // not zeroed, which would take time: lanes that are not written are not read
     const BlockSums sums = block.sums(p, n, largest, after);
     if constexpr (std::is_same<Type, BFloat16>::value)
-        if (canon::needs_wide_lanes(largest_word(largest))) return sums_of<WideBFloat16>(p, n, [](int64_t, int) {});
+        if (canon::needs_wide_lanes(unsigned(largest_bits<Type>(largest))))
+            return sums_of<WideBFloat16>(p, n, [](int64_t, int) {});
     return sums;
 }
 
@@ -295,4 +339,17 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
         p += n;
         count -= uint64_t(n);
     }
+}
+
+template <class Type>
+uint64_t sums_and_largest(const void* data, int count, BlockSums* out) {
+    const auto* p = static_cast<const typename Type::Element*>(data);
+    const auto nothing = [](int64_t, int) {};
+    WordVector largest = zero(WordVector{});
+    Block<WithLargest<Type>> block;
+    *out = block.sums(p, count, largest, nothing);
+    const uint64_t bits = largest_bits<Type>(largest);
+    if constexpr (std::is_same<Type, BFloat16>::value)
+        if (canon::needs_wide_lanes(unsigned(bits))) *out = sums_of<WideBFloat16>(p, count, nothing);
+    return out->abs == out->abs ? bits : canon::magnitude_mask<Type>;  // a NaN
 }

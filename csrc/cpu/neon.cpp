@@ -33,7 +33,19 @@ inline FloatVector odd_floats(WordVector w) {
 inline DoubleVector magnitude(DoubleVector x) { return vabsq_f64(x); }
 inline FloatVector magnitude(FloatVector x) { return vabsq_f32(x); }
 inline WordVector magnitude(WordVector w) { return vandq_u16(w, vdupq_n_u16(0x7fff)); }
-inline WordVector maximum(WordVector x, WordVector y) { return vmaxq_u16(x, y); }
+
+// Bits.
+inline WordVector repeated(uint64_t bits) { return vreinterpretq_u16_u64(vdupq_n_u64(bits)); }
+inline WordVector both(WordVector x, WordVector y) { return vandq_u16(x, y); }
+inline WordVector maximum16(WordVector x, WordVector y) { return vmaxq_u16(x, y); }
+inline WordVector maximum32(WordVector x, WordVector y) {
+    return vreinterpretq_u16_u32(vmaxq_u32(vreinterpretq_u32_u16(x), vreinterpretq_u32_u16(y)));
+}
+inline WordVector words(DoubleVector x) { return vreinterpretq_u16_f64(x); }
+inline WordVector maximum64(WordVector x, WordVector y) {
+    const uint64x2_t more = vcgtq_u64(vreinterpretq_u64_u16(y), vreinterpretq_u64_u16(x));
+    return vbslq_u16(vreinterpretq_u16_u64(more), y, x);
+}
 
 // The magnitudes of floats and of halves, widened.
 inline DoubleVector widen_magnitude(const float* p) { return vcvt_f64_f32(vabs_f32(vld1_f32(p))); }

@@ -22,6 +22,13 @@ void block_sums(const void* data, uint64_t count, BlockSums* out) {
 }
 
 template <class Type>
+uint64_t sums_and_largest(const void* data, int count, BlockSums* out) {
+    const auto* p = static_cast<const typename Type::Element*>(data);
+    *out = canon::block_sums<Type>(p, count);
+    return canon::largest<Type>(p, count);
+}
+
+template <class Type>
 canon::Compute<Type> value_at(const typename Type::Element* p) {
     return canon::Compute<Type>(Type::read(canon::element_at(p, 0)));
 }

@@ -247,11 +247,14 @@ void write_sums(const SumsOut& out, size_t i, ExactSums& sums) {
         std::copy_n(sums.abs.canonical_limbs(), kLimbs, limbs);
         std::copy_n(sums.square.canonical_limbs(), kLimbs, limbs + kLimbs);
     }
+    if (out.largest) out.largest[i] = limbs::double_of_bits(sums.largest);
 }
 
 // A NaN may have any sign and payload; results have only this one.
 double canonical(double sum) { return std::isnan(sum) ? std::numeric_limits<double>::quiet_NaN() : sum; }
 
+// What nobody asks for costs nothing: with the largest magnitudes it is another class.
+template <bool kLargest>
 class Summing {
 public:
     Summing(const Work& work, const Change* change, const SumsOut& out, CutSums& cut)
@@ -260,15 +263,19 @@ public:
     void take(const Piece& piece) {
         if (piece.whole && piece.end == 1 && out_.abs) {
             // Most small buffers come here. The sums of a single block are doubles already: nothing is left to round.
-            each_block(piece, [&](const BlockSums& block) {
+            const uint64_t largest = each_block(piece, [&](const BlockSums& block) {
                 if (out_.total) total_.add(block);
                 out_.abs[piece.buffer] = canonical(block.abs);
                 out_.square[piece.buffer] = canonical(block.square);
             });
+            if constexpr (kLargest) {
+                total_.add_largest(largest);
+                out_.largest[piece.buffer] = limbs::double_of_bits(largest);
+            }
             return;
         }
         ExactSums sums;
-        each_block(piece, [&](const BlockSums& block) { sums.add(block); });
+        sums.largest = each_block(piece, [&](const BlockSums& block) { sums.add(block); });
         if (out_.total) total_.add(sums);
         if (piece.whole) {
             write_sums(out_, piece.buffer, sums);
@@ -282,20 +289,40 @@ public:
     }
 
 private:
+    // Returns the largest magnitude as the bits of a float64, or 0 if it is not looked for.
     template <class Visit>
-    void each_block(const Piece& piece, const Visit& visit) {
+    uint64_t each_block(const Piece& piece, const Visit& visit) {
         const Span& span = work_.spans[piece.buffer];
-        const auto kernel = work_.kernels[span.dtype].block_sums;
-        // Block by block: while the integers of one are added, the next one is read.
-        const auto one_block = [&](const unsigned char* data, int n) {
-            BlockSums sums;
-            kernel(data, uint64_t(n), &sums);
-            visit(sums);
-        };
+        const Kernels::OfDType& kernels = work_.kernels[span.dtype];
+        if constexpr (kLargest) {
+            uint64_t largest = 0;
+            each_block_with(piece, visit, [&](const unsigned char* data, int n) {
+                BlockSums sums;
+                largest = std::max(largest, kernels.sums_and_largest(data, n, &sums));
+                visit(sums);
+            });
+            with_type(span.dtype, [&](auto type) { largest = canon::widened_magnitude<decltype(type)>(largest); });
+            return largest;
+        } else {
+            const auto kernel = kernels.block_sums;
+            each_block_with(piece, visit, [&](const unsigned char* data, int n) {
+                BlockSums sums;
+                kernel(data, uint64_t(n), &sums);
+                visit(sums);
+            });
+            return 0;
+        }
+    }
+
+    // Block by block: while the integers of one are added, the next one is read. What one_block(data, n) does ends in
+    // visit(its sums), which alone will do in a read that does all else by itself.
+    template <class Visit, class OneBlock>
+    void each_block_with(const Piece& piece, const Visit& visit, const OneBlock& one_block) {
+        const Span& span = work_.spans[piece.buffer];
         if (change_) {
             const Changer changer(*change_, work_.kernels, span, piece.buffer);
             if (!changer.idle()) {
-                if (changer.sum_and_add(piece.first, piece.end, visit)) return;
+                if (!kLargest && changer.sum_and_add(piece.first, piece.end, visit)) return;
                 return changer.each_block(piece.first, piece.end, one_block);
             }
         }
@@ -368,8 +395,13 @@ void sum(const Work& work, std::vector<ExactSums>& cut, const SumsOut& out, cons
         std::fill_n(out.square, n, 0.0);
     }
     if (out.limbs) std::fill_n(out.limbs, n * 2 * kLimbs, int64_t(0));
+    if (out.largest) std::fill_n(out.largest, n, 0.0);
     CutSums cut_sums(work.line, cut);
-    run_workers(work, Summing(work, change, out, cut_sums));
+    if (out.largest) {
+        run_workers(work, Summing<true>(work, change, out, cut_sums));
+    } else {
+        run_workers(work, Summing<false>(work, change, out, cut_sums));
+    }
     cut_sums.each([&](size_t i, ExactSums& sums) { write_sums(out, i, sums); });
 }
 

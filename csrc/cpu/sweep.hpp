@@ -63,6 +63,7 @@ struct SumsOut {
     double* square;  // n, or null
     int64_t* limbs;  // n x 2 x kLimbs, canonical, or null
     ExactSums* total;
+    double* largest = nullptr;  // n, or null: then the largest magnitudes are not looked for, in the total either
 };
 
 // Reads every weight once: sums, and in the same read the change, if there is one. `cut` is room for the

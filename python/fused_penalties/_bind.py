@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 from . import _core
 from ._device import DevicePlan
 from .typing import Scalar, Vector
+
+FoundSums: TypeAlias = tuple[
+    Vector, Vector, Scalar, Scalar, NDArray[np.int64], Vector | None, Scalar | None
+]
+"""Σ|w| and Σw² of each buffer, both over all, and how many elements each has; then the largest
+magnitude of each, and over all, or None if nobody asked for them."""
 
 
 class BoundPlan(Protocol):
@@ -28,11 +34,13 @@ class BoundPlan(Protocol):
     def wide(self) -> bool:
         """True if penalties are float64, not float32: if one of the buffers is."""
 
-    def sums(self) -> tuple[Vector, Vector, Scalar, Scalar, NDArray[np.int64]]:
-        """Σ|w| and Σw² of each buffer, both over all, and how many elements each has."""
+    def sums(self, largest: bool) -> FoundSums: ...
 
     def limbs(self) -> NDArray[np.int64]:
         """The exact sums of each buffer, on the host."""
+
+    def limbs_and_largest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The same and the largest magnitude of each buffer, on the host too."""
 
     def l2_norm(self) -> Scalar:
         """The square root of Σw² over all buffers."""
@@ -103,7 +111,8 @@ def sums_of(
     single: bool,
     threads: Any,
     unique: bool,
-) -> tuple[Vector, Vector, Scalar, Scalar, NDArray[np.int64]]:
-    """`bind(...).sums()` with one call into the core where that is enough: on the CPU."""
-    found = _core.sums(items, names, single, threads, unique)
-    return found if isinstance(found, tuple) else DevicePlan(found, items).sums()
+    largest: bool,
+) -> FoundSums:
+    """`bind(...).sums(largest)` with one call into the core where that is enough: on the CPU."""
+    found = _core.sums(items, names, single, threads, unique, largest)
+    return found if isinstance(found, tuple) else DevicePlan(found, items).sums(largest)

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,10 +44,24 @@ def bind(
     wide: bool,
 ) -> HostPlan | DeviceCore: ...
 def sums(
-    items: Sequence[Any], names: Sequence[Any] | None, single: bool, threads: Any, unique: bool
-) -> (
-    tuple[NDArray[np.float64], NDArray[np.float64], float, float, NDArray[np.int64]] | DeviceCore
-): ...
+    items: Sequence[Any],
+    names: Sequence[Any] | None,
+    single: bool,
+    threads: Any,
+    unique: bool,
+    largest: bool,
+) -> FoundSums | DeviceCore: ...
+
+# As in _bind.py.
+FoundSums: TypeAlias = tuple[
+    NDArray[np.float64],
+    NDArray[np.float64],
+    float,
+    float,
+    NDArray[np.int64],
+    NDArray[np.float64] | None,
+    float | None,
+]
 
 class Strengths:
     @property
@@ -63,10 +77,9 @@ class HostPlan:
     @property
     def wide(self) -> bool: ...
     def strengths(self, l1: float | list[float], l2: float | list[float]) -> Strengths: ...
-    def sums(
-        self,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float, NDArray[np.int64]]: ...
+    def sums(self, largest: bool) -> FoundSums: ...
     def limbs(self) -> NDArray[np.int64]: ...
+    def limbs_and_largest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]: ...
     def l2_norm(self) -> float: ...
     def value(self, strengths: Strengths) -> np.floating[Any]: ...
     def values(self, strengths: Strengths) -> NDArray[Any]: ...
@@ -84,10 +97,18 @@ class HostPlan:
     def clip_grad_norm(self, grads: list[Any], max_norm: float) -> float: ...
 
 class Stream:
-    def __init__(self, dtype: str, start: int) -> None: ...  # "" while it is not known
+    def __init__(
+        self, dtype: str, start: int, largest: bool
+    ) -> None: ...  # "" while it is not known
     @staticmethod
     def from_parts(
-        dtype: str, start: int, size: int, limbs: NDArray[np.int64], head: bytes, tail: bytes
+        dtype: str,
+        start: int,
+        size: int,
+        limbs: NDArray[np.int64],
+        largest: float | None,
+        head: bytes,
+        tail: bytes,
     ) -> Stream: ...
     @property
     def dtype(self) -> str | None: ...
@@ -97,8 +118,8 @@ class Stream:
     def size(self) -> int: ...
     def update(self, chunk: Any, threads: Any) -> None: ...
     def merge(self, other: Stream) -> None: ...
-    def limbs(self) -> tuple[NDArray[np.int64], int]: ...  # and the size
-    def parts(self) -> tuple[str, int, int, NDArray[np.int64], bytes, bytes]: ...
+    def limbs(self) -> tuple[NDArray[np.int64], float | None, int]: ...  # the largest, the size
+    def parts(self) -> tuple[str, int, int, NDArray[np.int64], float | None, bytes, bytes]: ...
 
 class FileMap:
     def __init__(self, file: int, begin: int, nbytes: int) -> None: ...

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core, _memory
+
+if TYPE_CHECKING:
+    from ._bind import FoundSums
 
 _MOST_REMEMBERED = 8  # lists of gradients
 
@@ -96,11 +99,13 @@ class DevicePlan:
             self._refuse_capture(stream, "the strengths cannot be set")
             return self._core.strengths(stream, l1, l2)
 
-    def sums(self) -> tuple[Any, Any, Any, Any, NDArray[np.int64]]:
+    def sums(self, largest: bool) -> FoundSums:
+        if largest:
+            raise NotImplementedError("largest: weights on a GPU")
         with self._stream() as stream:
             each, totals = self._empty(2, len(self.dtypes)), self._empty(2)
             self._core.sums(stream, each, totals)
-        return each[0], each[1], totals[0], totals[1], self._core.sizes
+        return each[0], each[1], totals[0], totals[1], self._core.sizes, None, None
 
     def l2_norm(self) -> Any:
         with self._stream() as stream:
@@ -113,6 +118,9 @@ class DevicePlan:
             limbs = self._empty(len(self.dtypes), 2, _core.LIMBS, dtype="int64")
             self._core.limbs(stream, limbs)
             return self._library.to_host(limbs)
+
+    def limbs_and_largest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        raise NotImplementedError("largest: weights on a GPU")
 
     def value(self, strengths: Any) -> Any:
         with self._stream() as stream:
@@ -130,7 +138,7 @@ class DevicePlan:
         if not (any(strengths.l1) or any(strengths.l2)):
             return np.zeros(len(self.dtypes))
         with self._stream():
-            sum_abs, sum_square, *_ = self.sums()
+            sum_abs, sum_square, *_ = self.sums(False)
             sums = self._library.to_host(sum_abs), self._library.to_host(sum_square)
         return _core.terms(*sums, strengths.l1, strengths.l2)
 

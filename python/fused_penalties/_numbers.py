@@ -1,4 +1,4 @@
-"""Arguments that are one number."""
+"""Arguments that are one number, or True or False."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def at_least_0(value: Any, name: str, most: float = sys.float_info.max) -> float
         wanted = "a number" if most == math.inf else "a finite number"
         raise ValueError(f"{name}: got {found!r}; wanted {wanted} of at least 0")
     return found
+
+
+def flag(value: Any, name: str) -> bool:
+    """`value`, which is True or False, also NumPy's; else TypeError."""
+    if value is not True and value is not False and not isinstance(value, np.bool_):
+        raise TypeError(f"{name}: got {value!r}; wanted True or False")
+    return bool(value)

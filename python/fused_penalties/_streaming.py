@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._numbers import flag
 from ._sums import PartialSums, Sums
 from ._weights import dtype_name
 from .typing import Array, Numbers
@@ -38,13 +39,14 @@ class StreamingSums:
             NumPy, torch or others that has this name. None leaves it to the first chunk that has
             elements.
         start: how many elements of the buffer come before the first one of this stream.
+        largest: find the largest magnitude too.
     """
 
-    def __init__(self, dtype: Any = None, *, start: int = 0) -> None:
+    def __init__(self, dtype: Any = None, *, start: int = 0, largest: bool = False) -> None:
         if hasattr(dtype, "shape") and not isinstance(dtype, np.dtype | type):
             raise TypeError(f"dtype: got a {type(dtype).__name__}; wanted a dtype, or None")
         name = "" if dtype is None else dtype_name(dtype)
-        self._core = _core.Stream(name, _count("start", start))
+        self._core = _core.Stream(name, _count("start", start), flag(largest, "largest"))
 
     @property
     def dtype(self) -> str | None:
@@ -85,7 +87,7 @@ class StreamingSums:
 
         Raises:
             TypeError: a stream of another dtype.
-            ValueError: one that starts elsewhere.
+            ValueError: one that starts elsewhere; one with the largest magnitude and one without.
             RuntimeError: another call changes this stream at this moment.
         """
         if not isinstance(other, StreamingSums):
@@ -99,7 +101,12 @@ class StreamingSums:
         ValueError for a stream that starts in the middle of a block and has elements; `merge` has
         no such limits.
         """
-        return PartialSums(self._core.limbs()[0])
+        return self._partial_sums()[0]
+
+    def _partial_sums(self) -> tuple[PartialSums, int]:
+        """And how many elements these are the sums of."""
+        limbs, largest, size = self._core.limbs()
+        return PartialSums(limbs, largest=None if largest is None else [largest]), size
 
     def sums(self) -> Sums:
         """The sums of the elements so far, as those of one buffer; updates may go on.
@@ -108,8 +115,8 @@ class StreamingSums:
         are no buffer: it is to be merged into the stream of those before. Without elements all sums
         are zero, wherever it starts.
         """
-        limbs, size = self._core.limbs()
-        sums = PartialSums(limbs).sums()
+        exact, size = self._partial_sums()
+        sums = exact.sums()
         sums.sizes = np.array([size], np.int64)
         return sums
 
@@ -121,15 +128,17 @@ class StreamingSums:
         - "dtype": its name, "" if it is not known yet
         - "start", "size": integers, as the properties
         - "limbs": the exact sums of the whole blocks, two lists of 70, as `PartialSums` has
+        - "largest": their largest magnitude, as `float.hex` writes it; "" if it is not looked for
         - "head", "tail": the bytes, in hexadecimal, of the elements of a block that the stream
           starts or ends in the middle of; at most 8 KiB each
         """
-        dtype, start, size, limbs, head, tail = self._core.parts()
+        dtype, start, size, limbs, largest, head, tail = self._core.parts()
         return {
             "dtype": dtype,
             "start": start,
             "size": size,
             "limbs": limbs[0].tolist(),
+            "largest": "" if largest is None else largest.hex(),
             "head": head.hex(),
             "tail": tail.hex(),
         }
@@ -151,9 +160,17 @@ class StreamingSums:
             limbs = np.asarray(state["limbs"])
         except ValueError as error:
             raise ValueError(f"limbs: {error}") from error
-        exact = PartialSums(limbs[np.newaxis])  # which checks them
+        text = _text("largest", state["largest"])
+        try:
+            largest = float.fromhex(text) if text else None
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"largest: got {text!r}; wanted what float.hex gives") from error
+        # Which checks them.
+        exact = PartialSums(limbs[np.newaxis], largest=None if largest is None else [largest])
         edges = [_bytes(part, state[part]) for part in ("head", "tail")]
-        stream._core = _core.Stream.from_parts(dtype, stream.start, size, exact.limbs, *edges)
+        stream._core = _core.Stream.from_parts(
+            dtype, stream.start, size, exact.limbs, largest, *edges
+        )
         return stream
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -164,7 +181,7 @@ class StreamingSums:
         return f"<StreamingSums of {self.size} elements{after}, {self.dtype or 'of any dtype'}>"
 
 
-_PARTS = ("dtype", "start", "size", "limbs", "head", "tail")
+_PARTS = ("dtype", "start", "size", "limbs", "largest", "head", "tail")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Σ|w| and Σw² of many buffers in one read."""
+"""Σ|w| and Σw² of many buffers, and if asked for their largest magnitudes, in one read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, _memory
-from ._bind import bind, sums_of
+from ._bind import FoundSums, bind, sums_of
+from ._numbers import flag
 from ._resolve import some_of
 from ._weights import collect
 from .typing import Scalar, Vector, Weights
@@ -23,6 +24,8 @@ class BufferSums(NamedTuple):
     square: Scalar
     size: int | None
     """How many elements it has; None if it is not known, as in the sums of `PartialSums`."""
+    largest: Scalar | None = None
+    """max|w|; None if it was not asked for."""
 
     @property
     def l1_norm(self) -> Scalar:
@@ -52,12 +55,16 @@ class Sums:
         sizes: how many elements each buffer has, int64 of shape (n,), on the host; 0 for one that
             `unique` left out. None for the sums of `PartialSums`, which do not know.
         names: the buffers' names if the weights were a mapping, else None.
+        largest: the largest magnitude of each buffer, max|w|, float64 of shape (n,); None unless
+            it was asked for with ``largest=True``. It is exact; NaN if there is one.
+        total_largest: the same over all buffers.
 
     The sums of weights on a GPU are arrays of their library, torch's tensors or CuPy's, on the same
     device and the caller's stream; the totals then are of rank 0. Norms and means are computed when
     they are asked for, on a GPU on that library's current stream.
 
-    ``sums["kernel"]`` has `abs`, `square`, `size`, `l1_norm`, `l2_norm` and `rms` of one buffer.
+    ``sums["kernel"]`` has `abs`, `square`, `size`, `l1_norm`, `l2_norm`, `rms` and `largest` of one
+    buffer.
     """
 
     abs: Vector
@@ -66,7 +73,14 @@ class Sums:
     total_square: Scalar
     sizes: NDArray[np.int64] | None = None
     names: tuple[str, ...] | None = None
+    largest: Vector | None = field(default=None, kw_only=True)
+    total_largest: Scalar | None = field(default=None, kw_only=True)
     _places: dict[str, int] | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
+        largest, total_largest = found[5:]
+        return cls(*found[:5], names, largest=largest, total_largest=total_largest)
 
     def __len__(self) -> int:
         return len(self.abs)
@@ -89,9 +103,12 @@ class Sums:
             raise KeyError(f"sums[{name!r}]: no buffer has this name, only {some_of(self.names)}")
         at = self._places[name]
         abs_, square = self.abs[at], self.square[at]
-        if isinstance(abs_, float):
-            abs_, square = float(abs_), float(square)  # NumPy's are shown as np.float64(...)
-        return BufferSums(abs_, square, None if self.sizes is None else int(self.sizes[at]))
+        largest = None if self.largest is None else self.largest[at]
+        if isinstance(abs_, float):  # NumPy's are shown as np.float64(...)
+            abs_, square = float(abs_), float(square)
+            largest = None if largest is None else float(largest)
+        size = None if self.sizes is None else int(self.sizes[at])
+        return BufferSums(abs_, square, size, largest)
 
     @property
     def l1_norm(self) -> Vector:
@@ -136,6 +153,8 @@ class Sums:
             "total_square": float(self.total_square),
             "sizes": None if self.sizes is None else self.sizes.tolist(),
             "names": None if self.names is None else list(self.names),
+            "largest": None if self.largest is None else self.largest.tolist(),
+            "total_largest": None if self.total_largest is None else float(self.total_largest),
         }
 
 
@@ -170,11 +189,20 @@ class PartialSums:
             An all-reduce may add limbs as they are, of up to 2^31 shards:
             ``PartialSums(reduced_limbs)``.
         names: the buffers' names if the weights were a mapping, else None.
+        largest: the largest magnitude of each buffer, float64 of shape (n,), NaN if there is one;
+            None unless it was asked for with ``largest=True``. An all-reduce may take the maximum
+            of ``largest.view(np.int64)``, where NaN is the largest.
     """
 
-    def __init__(self, limbs: ArrayLike, names: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        limbs: ArrayLike,
+        names: tuple[str, ...] | None = None,
+        largest: ArrayLike | None = None,
+    ) -> None:
         self.names = names
         self.limbs = limbs
+        self.largest = largest
 
     @property
     def limbs(self) -> NDArray[np.int64]:
@@ -194,6 +222,29 @@ class PartialSums:
             )
         self._limbs = _core.canonical_limbs(given)
 
+    @property
+    def largest(self) -> NDArray[np.float64] | None:
+        return self._largest
+
+    @largest.setter
+    def largest(self, largest: ArrayLike | None) -> None:
+        self._largest: NDArray[np.float64] | None = None
+        if largest is None:
+            return
+        given = np.asarray(largest)
+        if given.dtype != np.float64 or given.shape != (len(self),):
+            raise ValueError(
+                f"largest: got {given.dtype} of shape {given.shape}; "
+                f"wanted float64 of shape ({len(self)},), one for each buffer"
+            )
+        # By the bits, which no mode of the processor rounds: of NaN there is one, of zero too.
+        bits = given.view(np.int64)
+        nan = (bits & ~_SIGN) > _INFINITY
+        found = np.where(nan, _NAN, np.where(bits == _SIGN, 0, bits))
+        if (found < 0).any():
+            raise ValueError("largest: got a negative number; wanted magnitudes")
+        self._largest = found.view(np.float64)
+
     def __len__(self) -> int:
         return len(self.limbs)
 
@@ -210,17 +261,43 @@ class PartialSums:
             )
         if self.names != other.names:
             raise ValueError(f"cannot merge sums named {self.names} with sums named {other.names}")
-        return PartialSums(self.limbs + other.limbs, self.names)
+        if (self.largest is None) != (other.largest is None):
+            raise ValueError(
+                "cannot merge sums with the largest magnitudes and sums without them; wanted both "
+                "made with largest=True, or none"
+            )
+        merged = PartialSums(self.limbs + other.limbs, self.names)
+        if self.largest is not None and other.largest is not None:
+            bits = np.maximum(self.largest.view(np.int64), other.largest.view(np.int64))
+            merged.largest = bits.view(np.float64)
+        return merged
 
     def sums(self) -> Sums:
         """Every sum rounded once, to nearest even."""
-        return Sums(*_core.sums_of_limbs(self.limbs), names=self.names)
+        sums = Sums(*_core.sums_of_limbs(self.limbs), names=self.names)
+        if self.largest is not None:
+            bits = self.largest.view(np.int64)
+            sums.largest = self.largest.copy()
+            sums.total_largest = float(bits.max(initial=0).view(np.float64))
+        return sums
 
     def __repr__(self) -> str:
         return f"<PartialSums of {len(self)} buffer{'s' * (len(self) != 1)}>"
 
 
-def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) -> Sums:
+# Magnitudes as int64 have the order of the numbers, with NaN above infinity.
+_SIGN, _INFINITY, _NAN = (
+    np.array([x]).view(np.int64)[0] for x in (-0.0, float("inf"), float("nan"))
+)
+
+
+def sums(
+    weights: Weights,
+    *,
+    threads: int | None = None,
+    unique: bool = False,
+    largest: bool = False,
+) -> Sums:
     """Σ|w| and Σw² of every buffer, each read once.
 
     The bits are the same whatever the processor, its instruction set, the number of threads, the
@@ -245,6 +322,7 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
             processors; in a child process after fork() for one. It means nothing on a GPU.
         unique: count memory that is listed more than once (tied weights) at its first place only;
             a repeat has the sums 0.0. Buffers that overlap only in part count in full.
+        largest: find the largest magnitudes too, in the same read.
 
     Raises:
         TypeError: a buffer of another dtype, None, or something that is no array, or that has not
@@ -257,20 +335,23 @@ def sums(weights: Weights, *, threads: int | None = None, unique: bool = False) 
         KeyboardInterrupt: Ctrl-C in the middle of it, as what other signals' handlers raise, if
             this is the main thread and the weights are not on a GPU.
     """
-    flag: Any = unique
-    if flag is not True and flag is not False and not isinstance(flag, np.bool_):
-        raise TypeError(f"unique: got {flag!r}; wanted True or False")
+    flags = flag(unique, "unique"), flag(largest, "largest")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums(*sums_of(items, names, single, threads, bool(unique)), names)
+    return Sums.of(sums_of(items, names, single, threads, *flags), names)
 
 
-def partial_sums(weights: Weights, *, threads: int | None = None) -> PartialSums:
+def partial_sums(
+    weights: Weights, *, threads: int | None = None, largest: bool = False
+) -> PartialSums:
     """The exact sums of every buffer, mergeable with those of other shards of the same buffers.
 
     They are on the host, also those of weights on a GPU, which are waited for. Arguments and
     errors as in :func:`sums`.
     """
+    with_largest = flag(largest, "largest")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return PartialSums(bind(items, names, single, threads=threads).limbs(), names)
+    plan = bind(items, names, single, threads=threads)
+    limbs, found = plan.limbs_and_largest() if with_largest else (plan.limbs(), None)
+    return PartialSums(limbs, names, found)

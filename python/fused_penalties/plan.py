@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias, ove
 from . import _core
 from ._bind import bind
 from ._evaluate import NOTHING, AllParts, Evaluation, Parts, evaluation_of, of_each, value, values
-from ._numbers import at_least_0, number
+from ._numbers import at_least_0, flag, number
 from ._resolve import name_of, resolve, some_of
 from ._sums import Sums
 from ._weights import collect, is_weight, with_dtype
@@ -221,13 +221,13 @@ class Plan:
         regularizers = resolve(found, self._items, self.names)
         self._applied = self._apply(regularizers, parts_of_each(regularizers))
 
-    def sums(self) -> Sums:
+    def sums(self, *, largest: bool = False) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
-        return Sums(*self._plan.sums(), self.names)
+        return Sums.of(self._plan.sums(flag(largest, "largest")), self.names)
 
     def l1_norm(self) -> Scalar:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
-        return self._plan.sums()[2]
+        return self._plan.sums(False)[2]
 
     def l2_norm(self) -> Scalar:
         """The square root of Σw² over all buffers, with a penalty or without: a float.

@@ -52,8 +52,9 @@ def buffers() -> tuple[list[tuple[np.ndarray, int]], list[str]]:
         arrays += [x[:length] for length in lengths]
         for kind in values.KINDS:
             arrays += [values.make(kind, dtype, length) for length in (5, block, 2 * block + 77)]
-    expected = [" ".join(hexes(oracle.sums(x))) for x in arrays]
-    expected.append(" ".join(hexes(oracle.totals(arrays))))
+    expected = [" ".join(hexes([*oracle.sums(x), oracle.largest(x)])) for x in arrays]
+    all_largest = oracle.largest(np.array([oracle.largest(x) for x in arrays]))
+    expected.append(" ".join(hexes([*oracle.totals(arrays), all_largest])))
     return [(x, number * 7 % 64) for number, x in enumerate(arrays)], expected
 
 

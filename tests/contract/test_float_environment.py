@@ -87,6 +87,10 @@ ENTRIES: dict[str, Callable[[list[np.ndarray]], Any]] = {
     "add_n": lambda w: fp.add_n([Loss("l", w, [L1(0.3)] * 3), np.float32(1e-42)]),
     "l2_loss": lambda w: fp.l2_loss(w[2]),
     "partial sums": lambda w: fp.partial_sums(w).sums().square,
+    "largest": lambda w: fp.sums(w, largest=True).largest,
+    "largest of all": lambda w: fp.sums(w[:1], largest=True).total_largest,
+    "largest, merged": lambda w: parts_with_largest(w[:1]).total_largest,
+    "largest, streaming": lambda w: streamed(w[0], largest=True).sums().largest,
     "streaming": lambda w: streamed(w[0]).sums().square,
     "streaming, whole blocks": lambda w: streamed(np.tile(w[0], 5000)).sums().square,
     "streaming, strided": lambda w: streamed(np.tile(w[0], 9999)[::2]).sums().square,
@@ -94,8 +98,13 @@ ENTRIES: dict[str, Callable[[list[np.ndarray]], Any]] = {
 }
 
 
-def streamed(w: np.ndarray, start: int = 0) -> fp.StreamingSums:
-    stream = fp.StreamingSums(start=start)
+def parts_with_largest(w: list[np.ndarray]) -> fp.Sums:
+    parts = fp.partial_sums(w, largest=True)
+    return (parts + parts).sums()
+
+
+def streamed(w: np.ndarray, start: int = 0, largest: bool = False) -> fp.StreamingSums:
+    stream = fp.StreamingSums(start=start, largest=largest)
     stream.update(w)
     return stream
 

@@ -369,6 +369,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"limbs": np.pad(np.full((2, 1), 3), ((0, 0), (69, 0)))},
         "limbs: got the sums of more than 2 blocks",
     ),
+    "a largest that is no string": ({"largest": 1.0}, "largest: got a float; wanted a string"),
+    "a largest that is no number": ({"largest": "big"}, "largest: got 'big'; wanted what float"),
+    "too large a largest": ({"largest": "0x1p2000"}, "largest: got '0x1p2000'; wanted what float"),
+    "a negative largest": ({"largest": "-0x1p0"}, "largest: got a negative number"),
+    "a largest of no whole block": (
+        {"size": 1023, "largest": "0x1p0", "limbs": np.zeros((2, 70), np.int64), "start": 0}
+        | {"head": ""},
+        "largest: got 1.0+; wanted 0 where no block is whole",
+    ),
     "one more": ({"version": 2}, r"state: got \['dtype', .*'version'\]; wanted"),
 }
 
@@ -399,6 +408,7 @@ def test_any_state_is_refused_or_works(data: st.DataObject) -> None:
         "start": counts,
         "size": counts,
         "limbs": st.lists(st.tuples(*[digits] * 70), min_size=2, max_size=2),
+        "largest": st.just("") | st.floats().map(float.hex),
         "head": st.binary(max_size=64).map(bytes.hex),
         "tail": st.binary(max_size=64).map(bytes.hex),
     }
@@ -411,7 +421,8 @@ def test_any_state_is_refused_or_works(data: st.DataObject) -> None:
     assert stream.size == state["size"]
     stream.update(np.ones(3000, stream.dtype) if stream.dtype != "bfloat16" else [])
     after = stream.start + stream.size
-    stream.merge(fp.StreamingSums(stream.dtype, start=after))
+    with_largest = stream.state()["largest"] != ""
+    stream.merge(fp.StreamingSums(stream.dtype, start=after, largest=with_largest))
 
 
 # Calls at the same time.

@@ -6,7 +6,7 @@
 //
 // A buffer is three little-endian uint64 (dtype as in dtype.hpp, number of elements, bytes by which its first
 // element misses a multiple of 64) and then its elements. Printed: a line for each buffer and one for the totals,
-// the bits of the abs and of the square sum as 16 hexadecimal digits each.
+// the bits of the abs sum, of the square sum and of the largest magnitude as 16 hexadecimal digits each.
 
 #include <algorithm>
 #include <cinttypes>
@@ -29,11 +29,12 @@ struct Header {
     uint64_t dtype, count, offset;
 };
 
-void print(double abs, double square) {
-    uint64_t bits[2];
+void print(double abs, double square, double largest) {
+    uint64_t bits[3];
     memcpy(&bits[0], &abs, sizeof abs);
     memcpy(&bits[1], &square, sizeof square);
-    printf("%016" PRIx64 " %016" PRIx64 "\n", bits[0], bits[1]);
+    memcpy(&bits[2], &largest, sizeof largest);
+    printf("%016" PRIx64 " %016" PRIx64 " %016" PRIx64 "\n", bits[0], bits[1], bits[2]);
 }
 
 uint64_t hash(const Span& span) {  // FNV-1a
@@ -106,13 +107,24 @@ int main(int argc, char** argv) {
         print_changes(spans);
         return 0;
     }
-    std::vector<double> abs(spans.size()), square(spans.size());
-    ExactSums total;
-    const SumsOut out{abs.data(), square.data(), nullptr, &total};
+    // The sums alone, and the same with the largest magnitudes.
+    std::vector<double> abs[2], square[2], largest(spans.size());
+    ExactSums total[2];
     const Line line(spans.data(), spans.size());
     std::vector<ExactSums> cut;
-    sum(Work{spans.data(), line, atoi(argv[2]), active_kernels()}, cut, out);
-    for (size_t i = 0; i < spans.size(); ++i) print(abs[i], square[i]);
-    print(total.abs.value(), total.square.value());
+    for (int with : {0, 1}) {
+        abs[with].resize(spans.size());
+        square[with].resize(spans.size());
+        sum(Work{spans.data(), line, atoi(argv[2]), active_kernels()}, cut,
+            {abs[with].data(), square[with].data(), nullptr, &total[with], with ? largest.data() : nullptr});
+    }
+    const size_t bytes = spans.size() * sizeof(double);
+    if (memcmp(abs[0].data(), abs[1].data(), bytes) || memcmp(square[0].data(), square[1].data(), bytes) ||
+        memcmp(total[0].abs.canonical_limbs(), total[1].abs.canonical_limbs(), kLimbs * sizeof(int64_t))) {
+        fputs("driver: the sums are others with the largest magnitudes\n", stderr);
+        return 1;
+    }
+    for (size_t i = 0; i < spans.size(); ++i) print(abs[1][i], square[1][i], largest[i]);
+    print(total[1].abs.value(), total[1].square.value(), limbs::double_of_bits(total[1].largest));
     return 0;
 }

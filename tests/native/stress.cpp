@@ -209,9 +209,11 @@ private:
     const Memory& memory_;
 };
 
-// What one body makes of a list: the limbs of every buffer and of their total, and the changed memory.
+// What one body makes of a list: the limbs of every buffer and of their total, the largest magnitudes of the buffers
+// and of all if they are looked for, and the changed memory.
 struct Result {
     std::vector<int64_t> limbs;
+    std::vector<double> largest;
     Memory changed;
 };
 
@@ -234,6 +236,7 @@ public:
             const bool wider = is_narrow(dtype) && random.one_in(2);
             if (reads_weights(kind_)) places_.push_back(targets.add(random, wider ? DType::float32 : dtype, count));
         }
+        with_largest_ = random.one_in(2);
         if (reads_weights(kind_)) return;
         targets.copy(weights);
         places_ = spans_;
@@ -259,7 +262,11 @@ public:
         ExactSums total;
         std::vector<ExactSums> cut;
         const bool both = reads_weights(kind_) && in_one_read_;
-        sum(work, cut, SumsOut{nullptr, nullptr, result.limbs.data(), &total}, both ? &change : nullptr);
+        result.largest.assign(spans_.size() + 1, 0.0);
+        sum(work, cut,
+            SumsOut{nullptr, nullptr, result.limbs.data(), &total, with_largest_ ? result.largest.data() : nullptr},
+            both ? &change : nullptr);
+        result.largest.back() = limbs::double_of_bits(total.largest);
         int64_t* last = result.limbs.data() + spans_.size() * each;
         memcpy(last, total.abs.canonical_limbs(), kLimbs * sizeof *last);
         memcpy(last + kLimbs, total.square.canonical_limbs(), kLimbs * sizeof *last);
@@ -276,6 +283,12 @@ public:
             printf("%s, list %" PRIu64 ": the %s sum of %s, limb %zu: %016" PRIx64 ", not %016" PRIx64 "\n", body,
                    number_, i / kLimbs % 2 ? "square" : "abs", name(buffer).c_str(), i % kLimbs, uint64_t(got.limbs[i]),
                    uint64_t(wanted.limbs[i]));
+            return false;
+        }
+        for (size_t i = 0; i < wanted.largest.size(); ++i) {
+            if (memcmp(&got.largest[i], &wanted.largest[i], sizeof(double)) == 0) continue;
+            printf("%s, list %" PRIu64 ": the largest magnitude of %s: %a, not %a\n", body, number_, name(i).c_str(),
+                   got.largest[i], wanted.largest[i]);
             return false;
         }
         if (memcmp(got.changed.data, wanted.changed.data, targets_.used) == 0) return true;
@@ -301,6 +314,7 @@ private:
     const Memory &weights_, &targets_;
     ChangeKind kind_;
     bool in_one_read_;                  // the sums and the gradient
+    bool with_largest_;                 // beside the sums
     std::vector<Span> spans_, places_;  // the weights, and what changes: gradients, or a copy of the weights
     std::vector<Factors> factors_;
 };
