@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -79,6 +80,14 @@ class Tensor(NamedTuple):
     def size(self) -> int:
         # Without a zero among them: the product of the others may be a number without end.
         return 0 if 0 in self.shape else math.prod(self.shape)
+
+
+def natural(name: str) -> list[Any]:
+    """What names are sorted by: numbers within them by their size, layers.2 before layers.10."""
+    parts: list[Any] = re.split(r"(\d+)", name, flags=re.ASCII)
+    # By length first, since a number may have more digits than Python makes an int of.
+    parts[1::2] = [(len(digits.lstrip("0")), digits.lstrip("0")) for digits in parts[1::2]]
+    return parts
 
 
 @contextmanager

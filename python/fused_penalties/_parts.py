@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice, zip_longest
+from itertools import compress, islice, zip_longest
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._file import Corrupt, FileFault, Source, Tensor, Unfit, faults_of, opened
+from ._sums import PartialSums
 
 BLOCK = 8 << 10  # a tensor that is cut at multiples of it has the same sums as the whole
 MOST_PARTS = 1 << 31  # limbs are int64 of which so many can be added
@@ -31,14 +32,21 @@ class Entry(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the files had: limbs of the tensors that are summed, and how they were read."""
+    """What the files had: sums of the tensors that are summed, and how they were read."""
 
     entries: list[Entry]
     notes: list[str]
-    limbs: NDArray[np.int64]
+    sums: PartialSums  # with the largest magnitudes
     seconds: float
     isa: str
     threads: int
+
+    def only(self, left: Sequence[bool]) -> Read:
+        """Without some of the entries."""
+        kept = [keep for (_, _, summed), keep in zip(self.entries, left, strict=True) if summed]
+        rows = np.array(kept, bool)
+        sums = PartialSums(self.sums.limbs[rows], largest=largest_of(self.sums)[rows])
+        return self._replace(entries=[*compress(self.entries, left)], sums=sums)
 
 
 class Which(NamedTuple):
@@ -55,7 +63,17 @@ class Which(NamedTuple):
 
 class Part(NamedTuple):
     which: Which
-    read: Read  # with the limbs of its own share, one row for each tensor that has some of it
+    read: Read  # with the sums of its own share, of each tensor that has some of it
+
+
+def no_sums(count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Limbs and largest magnitudes of as many tensors, to add to and to take the maximum with."""
+    return np.zeros((count, 2, _core.LIMBS), np.int64), np.zeros(count)
+
+
+def largest_of(sums: PartialSums) -> NDArray[np.float64]:
+    assert sums.largest is not None  # they were asked for
+    return sums.largest
 
 
 def share(tensors: Sequence[Tensor], number: int, parts: int) -> Iterator[tuple[int, int, int]]:
@@ -80,7 +98,7 @@ def share(tensors: Sequence[Tensor], number: int, parts: int) -> Iterator[tuple[
 
 
 # The sums depend on the canon (csrc/CANON.md), so parts by another one are no parts of the same.
-_FORMAT = {"fused-penalties": "a part of a report", "format": 1, "canon": 2}
+_FORMAT = {"fused-penalties": "a part of a report", "format": 2, "canon": 2}
 _NO_PART = "not a part that report --save wrote"
 
 
@@ -130,7 +148,7 @@ def save(file: IO[bytes], path: str, which: Which, read: Read) -> None:
     }
     with faults_of(path):
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        np.savez_compressed(file, about=text, limbs=read.limbs)
+        np.savez_compressed(file, about=text, limbs=read.sums.limbs, largest=largest_of(read.sums))
 
 
 def load(path: str) -> Part:
@@ -146,10 +164,10 @@ def load(path: str) -> Part:
                     raise Unfit(
                         f"{_NO_PART}, or by another version: {key}: {theirs!r}, not {ours!r}"
                     )
-            return _part(about, archive["limbs"])
+            return _part(about, archive["limbs"], archive["largest"])
 
 
-def _part(about: dict[str, Any], limbs: NDArray[Any]) -> Part:
+def _part(about: dict[str, Any], limbs: NDArray[Any], largest: NDArray[Any]) -> Part:
     number, parts = about["part"]
     listed = about["checkpoint"]["tensors"]
     entries = [
@@ -169,10 +187,10 @@ def _part(about: dict[str, Any], limbs: NDArray[Any]) -> Part:
     )
     if not sound:
         raise Corrupt("what it says of itself does not fit together")
-    limbs = _core.canonical_limbs(limbs)
+    sums = PartialSums(limbs, largest=largest)  # which looks at the values
     notes = [str(note) for note in about["notes"]]
     read = Read(
-        entries, notes, limbs, float(about["seconds"]), str(about["isa"]), int(about["threads"])
+        entries, notes, sums, float(about["seconds"]), str(about["isa"]), int(about["threads"])
     )
     return Part(Which(number, parts, about["checkpoint"]), read)
 
@@ -209,7 +227,7 @@ def merged(paths: Sequence[str]) -> Read:
     """The parts' sums as those of one run. FileFault unless they are all of one checkpoint."""
     which, read = load(paths[0])
     tensors = [entry.tensor for entry in read.entries if entry.summed]
-    limbs = np.zeros((len(tensors), 2, _core.LIMBS), np.int64)
+    limbs, largest = no_sums(len(tensors))
     seconds, isas, threads = 0.0, set[str](), 0
     found: dict[int, str] = {}
     for path in paths:
@@ -221,7 +239,8 @@ def merged(paths: Sequence[str]) -> Read:
             raise FileFault(path, f"part {number} of {parts}, as {found[number]} is")
         found[number] = path
         places = [place for place, _, _ in share(tensors, number, parts)]
-        limbs[places] += part.read.limbs
+        limbs[places] += part.read.sums.limbs
+        largest[places] = np.maximum(largest[places], largest_of(part.read.sums))
         seconds += part.read.seconds
         isas.add(part.read.isa)
         threads = max(threads, part.read.threads)
@@ -230,7 +249,10 @@ def merged(paths: Sequence[str]) -> Read:
         some = ", ".join(islice(missing, 10)) + (", …" if lacking > 10 else "")
         raise FileFault(f"part{'s' * (lacking > 1)} {some} of {which.parts}", "missing")
     return read._replace(
-        limbs=limbs, seconds=seconds, isa=" and ".join(sorted(isas)), threads=threads
+        sums=PartialSums(limbs, largest=largest),
+        seconds=seconds,
+        isa=" and ".join(sorted(isas)),
+        threads=threads,
     )
 
 

@@ -27,15 +27,25 @@ from ._file import (
     faults_of,
     opened,
 )
-from ._formats import EXPANDS, Note, Wanted, list_tensors
+from ._formats import EXPANDS, Note, Wanted, files_in, list_tensors
 
-__all__ = ["Batch", "FileFault", "Tensor", "batches", "open_tensors", "portion"]
+__all__ = [
+    "Batch",
+    "FileFault",
+    "Tensor",
+    "batches",
+    "files_in",
+    "open_tensors",
+    "place_of",
+    "portion",
+]
 
 
 def open_tensors(
     path: str, wanted: Wanted = lambda name: True, note: Note = lambda text: None
 ) -> list[Tensor]:
-    """The tensors of a file whose names are wanted, in the order in which the file stores them.
+    """The tensors of a file whose names are wanted, in the order in which the file has them; those
+    of .safetensors, where the order says nothing, by their names.
 
     A `.npy` holds one array, which takes the file's name; a `.safetensors.index.json` stands for
     the tensors that it names in the shards beside it, and a folder for all that are in it. Only
@@ -100,6 +110,13 @@ def _place(
 def _stored(tensor: Tensor) -> Stored:
     assert tensor.stored
     return tensor.stored
+
+
+def place_of(tensor: Tensor) -> tuple[str, int, int]:
+    """What tensors are sorted by to be read as they lie in their files."""
+    stored = _stored(tensor)
+    member = stored.member.header_offset if stored.member else 0
+    return stored.source.path, member, stored.begin
 
 
 class _Piece(NamedTuple):

@@ -13,7 +13,7 @@ from fused_penalties import cli
 from weight_files import ints
 
 X = "\N{MULTIPLICATION SIGN}"
-NUMBERS = ["size", "Σ|w|", "Σw²", "L1", "L2"]
+NUMBERS = ["size", "Σ|w|", "Σw²", "rms", "max|w|", "L1", "L2"]
 TINY = {"a.weight": np.array([[1, -2], [-3, 4]], np.float32), "a.bias": np.ones(3, np.float32)}
 
 
@@ -42,6 +42,15 @@ def run_json(capsys, *argv: object) -> dict:
         raise AssertionError(f"{word} is no JSON")
 
     return json.loads(run(capsys, *argv, "--json"), parse_constant=refuse)
+
+
+def failing(capsys, status: int, *argv: object) -> tuple[str, list[str]]:
+    """What the report prints, and the lines on stderr, each of which begins with its name."""
+    assert cli.main(["report", *map(str, argv)]) == status
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert all(line.startswith("fused-penalties: ") for line in lines)
+    return out, [line.removeprefix("fused-penalties: ") for line in lines]
 
 
 def process(*argv: object, **options) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from command import NUMBERS, X, exact_sums, process, run, run_json
+from command import NUMBERS, X, exact_sums, failing, process, run, run_json
 from fused_penalties import cli
 from weight_files import entry, ints, npy_with_header, safetensors_bytes
 
@@ -39,30 +39,56 @@ def assert_fault(result: subprocess.CompletedProcess[str], message: str) -> None
     assert result.stderr == f"fused-penalties: {message}\n"
 
 
-def test_faults_are_one_line_and_status_2(capsys, tmp_path, tiny):
+def test_faults_are_one_line_and_status_2(capsys, tmp_path):
     """One of each kind through the whole command; test_files.py has them all."""
     for name in ("missing.npz", "line\nbreak.npy"):
         path = tmp_path / name
         shown = str(path).replace("\n", r"\n")
-        assert_fault(process(tiny, path), f"{shown}: No such file or directory")
-    short = tmp_path / "short.safetensors"
-    short.write_bytes(Path(tiny).read_bytes()[:-1])
+        assert_fault(process(path), f"{shown}: No such file or directory")
+    np.save(tmp_path / "short.npy", ints(9))
+    os.truncate(tmp_path / "short.npy", 150)
     for form in ([], ["--json"], ["--csv"]):
-        assert cli.main(["report", tiny, str(short), *form]) == 2
-        out, err = capsys.readouterr()
+        out, (said,) = failing(capsys, 2, tmp_path / "short.npy", *form)
         assert out == ""
-        assert err.startswith(f"fused-penalties: {short}: truncated or corrupt: ")
-        assert err.count("\n") == 1
+        assert said.startswith(f"{tmp_path / 'short.npy'}: truncated or corrupt: ")
 
 
-def test_a_fault_in_the_middle_of_the_pass_leaves_nothing_on_stdout(capsys, tmp_path, tiny):
-    path = tmp_path / "w.npz"
+def broken_inside(path: Path) -> Path:
+    """An archive whose fault shows when its second member is read."""
     np.savez(path, first=ints(10), second=ints(1000))
     path.write_bytes(path.read_bytes().replace(ints(1000).tobytes(), bytes(4000)))
-    assert cli.main(["report", tiny, str(path)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"fused-penalties: {path}: member 'second': truncated or corrupt: ")
+    return path
+
+
+@pytest.mark.parametrize("batch", [8192, cli.BATCH])
+def test_a_bad_file_does_not_discard_the_others(capsys, tmp_path, tiny, monkeypatch, batch):
+    """Whether it is found at the start or in the midst of the pass."""
+    monkeypatch.setattr(cli, "BATCH", batch)
+    missing, broken = tmp_path / "missing.npy", broken_inside(tmp_path / "broken.npz")
+    np.savez(tmp_path / "last.npz", w=ints(30_000), ids=np.arange(3))
+    whole = run_json(capsys, tiny, tmp_path / "last.npz")
+    argv = [missing, tiny, broken, tmp_path / "last.npz"]
+    out, (first, second) = failing(capsys, 2, *argv, "--json")
+    assert first == f"{missing}: No such file or directory"
+    assert second.startswith(f"{broken}: member 'second': truncated or corrupt: ")
+    report = json.loads(out)
+    assert report["tensors"] == whole["tensors"]
+    assert report["totals"] == whole["totals"]
+    left_out = [f"{path}: not read, and in no total" for path in (missing, broken)]
+    assert report["notes"] == left_out
+    out, _ = failing(capsys, 2, *argv, "--csv")
+    assert out == run(capsys, tiny, tmp_path / "last.npz", "--csv")
+    out, said = failing(capsys, 2, missing, broken)
+    assert (out, len(said)) == ("", 2)
+
+
+def test_a_part_has_all_files_or_is_none(capsys, tmp_path, tiny):
+    part = tmp_path / "part.npz"
+    for path in (tmp_path / "missing.npy", broken_inside(tmp_path / "broken.npz")):
+        out, (said,) = failing(capsys, 2, tiny, path, "--part", "1/1", "--save", part)
+        assert out == ""
+        assert said.startswith(f"{path}: ")
+        assert not part.exists()
 
 
 def test_no_tensor_left(capsys, tmp_path, tiny):
@@ -90,6 +116,8 @@ def test_nothing_to_sum_is_a_report(capsys, tmp_path):
         "bytes": 0,
         "abs": 0.0,
         "square": 0.0,
+        "rms": 0.0,
+        "largest": 0.0,
         "l1_penalty": 0.0,
         "l2_penalty": 0.0,
     }
@@ -308,30 +336,83 @@ def terminal(columns: int, *argv: object, kind: str = "xterm-256color") -> list[
 def test_terminal_with_room(tmp_path, tiny):
     lines = terminal(80, tiny)
     assert lines[0].split() == ["tensor", "shape", "dtype", *NUMBERS]
-    assert lines[3].split() == ["a.weight", f"2{X}2", "float32", "4", "10", "30", "0.1", "0.3"]
+    numbers = ["4", "10", "30", "2.73861", "4", "0.1", "0.3"]
+    assert lines[3].split() == ["a.weight", f"2{X}2", "float32", *numbers]
     assert max(map(len, lines)) <= 80
     assert len({len(line) for line in lines[:5]}) == 1
 
 
-def test_narrow_terminal_puts_the_numbers_below_whole_names(tmp_path):
-    name = "transformer.encoder.layers.11.attention.output.weight"
-    arrays = {name: ints(3, 3, 128, 256), "ids": np.arange(3), "b": np.float32([1e-5, 1e30])}
+LONG = "transformer.encoder.layers.11.attention.output.weight"
+
+
+@pytest.fixture
+def long_names(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A file, and the numbers of the tensor with the long name."""
+    arrays = {LONG: ints(3, 3, 128, 256), "ids": np.arange(3), "b": np.float32([1e-5, 1e30])}
     save_file(arrays, tmp_path / "w.safetensors")
-    lines = terminal(80, tmp_path / "w.safetensors", "--sort", "size")
-    sum_abs, sum_square = exact_sums(arrays[name])
+    size, (sum_abs, sum_square) = arrays[LONG].size, exact_sums(arrays[LONG])
+    numbers = [sum_abs, sum_square, (sum_square / size) ** 0.5, 9]
+    numbers += [float(np.float32(0.01)) * value for value in (sum_abs, sum_square)]
+    return tmp_path / "w.safetensors", [f"{size:,}", *(f"{number:.6g}" for number in numbers)]
+
+
+def test_narrow_terminal_puts_the_numbers_below_whole_names(long_names):
+    path, numbers = long_names
+    lines = terminal(80, path, "--sort", "size")
     assert lines.pop(0).split() == ["tensor", "shape", "dtype"]
     assert lines[0].split() == NUMBERS
-    assert lines[2] == f"{name}  3{X}3{X}128{X}256  float32"
-    l1, l2 = (float(np.float32(0.01)) * value for value in (sum_abs, sum_square))
-    numbers = [f"{float(np.float32(x)):.6g}" for x in (sum_abs, sum_square, l1, l2)]
-    assert lines[3].split() == ["294,912", *numbers]
+    assert lines[2] == f"{LONG}  3{X}3{X}128{X}256  float32"
+    assert lines[3].split() == numbers
     assert lines[4] == "ids  3  I64"
-    assert lines[5].split() == ["3", "-", "-", "-", "-"]
+    assert lines[5].split() == ["3", *"------"]
     assert lines[8] == "total"
     assert max(map(len, lines)) <= 80
     assert len({len(line) for line in (lines[0], lines[1], *lines[3:11:2])}) == 1
-    wide = terminal(200, tmp_path / "w.safetensors", "--sort", "size")
-    assert wide[2].split() == [name, f"3{X}3{X}128{X}256", "float32", "294,912", *numbers]
+    wide = terminal(200, path, "--sort", "size")
+    assert wide[2].split() == [LONG, f"3{X}3{X}128{X}256", "float32", *numbers]
+
+
+@pytest.mark.parametrize(
+    ("columns", "argv", "shown"),
+    [
+        (150, [], ["shape", "dtype", *NUMBERS]),
+        (140, [], ["shape", *NUMBERS]),
+        (135, [], ["shape", *NUMBERS[1:]]),
+        (120, [], NUMBERS[1:]),
+        (100, [], ["Σ|w|", "Σw²", "rms", "max|w|"]),
+        (100, ["--l1", "0.5"], ["Σ|w|", "Σw²", "L1", "L2"]),  # which were asked for
+        (90, ["--columns", "largest,rms"], ["max|w|", "rms"]),
+        (200, ["--columns", "bytes,dtype"], ["dtype", "bytes"]),  # words stand before numbers
+    ],
+)
+def test_a_terminal_gets_the_columns_that_fit(long_names, columns, argv, shown):
+    path, _ = long_names
+    lines = terminal(columns, path, *argv)
+    assert lines[0].split() == ["tensor", *shown]
+    assert len({len(line) for line in lines[:6]}) == 1
+    assert max(map(len, lines)) <= columns
+    lacking = [word for word in ["shape", "dtype", *NUMBERS] if word not in shown]
+    note = f"no room for {', '.join(lacking)}"
+    assert (note in lines) == (bool(lacking) and "--columns" not in argv)
+
+
+@pytest.mark.parametrize("columns", [60, 40])
+def test_no_word_is_broken(tmp_path, long_names, columns):
+    """The words are those of a wide terminal, in lines that fit, unless a word alone does not."""
+    path, _ = long_names
+    bad = tmp_path / "bad.npy"
+    np.save(bad, np.float32([np.nan]))
+    every = "shape,dtype,size,bytes,abs,square,rms,largest,l1_penalty,l2_penalty"
+    lines = terminal(columns, path, bad, "--columns", every)
+    assert all(len(line) <= columns or " " not in line.strip() for line in lines)
+    wide = terminal(1000, path, bad, "--columns", every)
+
+    def words(lines: list[str]) -> list[str]:
+        timed = next(at for at, line in enumerate(lines) if "bytes in" in line)
+        joined = " ".join(lines[:timed]).split()
+        return sorted(word for word in joined if "─" not in word)
+
+    assert words(lines) == words(wide)
 
 
 def test_progress_bar_comes_after_a_second_on_a_terminal_only(capsys, tmp_path, tiny, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import re
@@ -209,7 +210,7 @@ def test_parts_of_something_else(capsys, tmp_path, checkpoint):
     run(capsys, *checkpoint, "--part", "1/2", "--save", other)
     for path, differs in [
         (three[0], "it is one of 3 parts, not of 2"),
-        (less, "tensor 'd' is not the same"),
+        (less, "tensor 'ids' is not the same"),
         (other, "tensors of the same names and sizes, but other files"),
     ]:
         message = f"{path}: no part of what {one[0]} is a part of: {differs}"
@@ -260,6 +261,7 @@ Change = Callable[[dict[str, Any], np.ndarray], object]
         (lambda about, limbs: tensor(about).__setitem__(2, "int8"), "truncated or corrupt: "),
         (lambda about, limbs: tensor(about).__setitem__(3, True), "truncated or corrupt: "),
         (lambda about, limbs: limbs.__setitem__((0, 0, 67), -1), "truncated or corrupt: limbs: "),
+        (lambda about, largest: largest.__setitem__(0, -1), "truncated or corrupt: largest: "),
     ],
 )
 def test_parts_that_were_tampered_with(capsys, tmp_path, change: Change, message):
@@ -267,9 +269,11 @@ def test_parts_that_were_tampered_with(capsys, tmp_path, change: Change, message
     path = tmp_path / "part.npz"
     run(capsys, tmp_path / "w.npz", "--part", "1/2", "--save", path)
     with np.load(path) as archive:
-        about, limbs = json.loads(archive["about"].tobytes()), archive["limbs"]
-    change(about, limbs)
-    np.savez(path, about=np.frombuffer(json.dumps(about).encode(), np.uint8), limbs=limbs)
+        about, arrays = json.loads(archive["about"].tobytes()), {**archive}
+    _, array = inspect.signature(change).parameters
+    change(about, arrays[array])
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(path, **arrays)
     assert fault(path, found_by=lambda path: _parts.load(str(path))).startswith(message)
 
 
@@ -446,5 +450,5 @@ def test_a_checkpoint_of_terabytes_in_a_million_parts(capsys, tmp_path):
     part = tmp_path / "part.npz"
     said = run(capsys, path, "--part", "1000000/1000000", "--save", part)
     assert re.match(r"part 1000000 of 1000000, 2,\d{3},\d{3} of 2,199,023,255,552 bytes", said)
-    (sums,) = _parts.load(str(part)).read.limbs
-    assert [cli._core.sums_of_limbs(sums[None])[n][0] for n in (0, 1)] == [3.0, 9.0]
+    sums = _parts.load(str(part)).read.sums.sums()
+    assert [*sums.abs, *sums.square, *sums.largest] == [3.0, 9.0, 3.0]

@@ -177,6 +177,8 @@ def test_sort(capsys, tmp_path):
     assert order("--sort", "size") == ["a", "ids", "b", "c", "nan"]
     assert order("--sort", "abs") == ["nan", "c", "a", "b", "ids"]
     assert order("--sort", "square") == ["nan", "b", "a", "c", "ids"]
+    assert order("--sort", "rms") == ["nan", "c", "b", "a", "ids"]
+    assert order("--sort", "largest") == ["nan", "b", "a", "c", "ids"]
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .._file import Tensor, Unfit, opened
+from .._file import Tensor, Unfit, faults_of, natural, opened
 from .common import Note, Reader, Wanted
 from .gguf import list_gguf
 from .npy import EXPANDS, list_npy, list_npz
 from .pytorch import list_pytorch
 from .safetensors import list_safetensors
-from .sharded import DISTCP, INDEX, list_folder, list_index
+from .sharded import DISTCP, INDEX, indices_in, list_folder, list_index, safetensors_in
 
-__all__ = ["EXPANDS", "Note", "Wanted", "list_tensors"]
+__all__ = ["EXPANDS", "Note", "Wanted", "files_in", "list_tensors"]
 
 
 class Format(NamedTuple):
@@ -36,7 +36,7 @@ FORMATS = [
     Format(".safetensors.index.json, .bin.index.json", INDEX.search, list_index),
     Format(".pt, .pth, .bin, .ckpt", _suffix(".pt", ".pth", ".bin", ".ckpt"), list_pytorch),
     Format(".gguf", _suffix(".gguf"), list_gguf),
-    Format("a folder of .safetensors", os.path.isdir, list_folder),
+    Format("a folder of them", os.path.isdir, list_folder),
 ]
 
 
@@ -49,3 +49,17 @@ def list_tensors(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
             raise Unfit(DISTCP)
         names = ", ".join(one.name for one in FORMATS)
         raise Unfit(f"not a supported format ({names}); pickles (.pkl) are never loaded")
+
+
+def files_in(path: str) -> list[str]:
+    """What a path stands for: a folder is one model if it has an index or .safetensors, else all
+    weight files in it, each for itself; all else is one file."""
+    if not os.path.isdir(path):
+        return [path]
+    with faults_of(path):
+        names = os.listdir(path)
+    if indices_in(names) or safetensors_in(names):
+        return [path]
+    inside = [os.path.join(path, name) for name in sorted(names, key=natural)]
+    files = [file for file in inside if not os.path.isdir(file)]
+    return [file for file in files if any(one.matches(file) for one in FORMATS)] or [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ class Reader(Protocol):
     what is one is raised, as a FileFault.
     """
 
-    def __call__(self, path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]: ...
+    def __call__(self, path: str, wanted: Wanted, note: Note) -> Iterable[Tensor]: ...
 
 
 # The four that are summed, under the names that safetensors and GGUF have for them.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._file import Corrupt, Stored, Tensor, exactly
+from .._file import Corrupt, Stored, Tensor, exactly, natural
 from .common import SUMMED, Note, Wanted, bounded, little_endian, nbytes_of, parsed, weight_file
 
 _BITS = {"BOOL": 8, "F4": 4, "BF16": 16, "C64": 64} | {
@@ -17,7 +17,8 @@ _BITS = {"BOOL": 8, "F4": 4, "BF16": 16, "C64": 64} | {
 def list_safetensors(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
     in_parts = Path(path).name.startswith("shard-")  # as torch.distributed.checkpoint names them
     said = False
-    for tensor, offsets in list_parts(path, wanted):
+    # The file has them by dtype and alphabet, which says nothing.
+    for tensor, offsets in sorted(list_parts(path, wanted), key=lambda part: natural(part[0].name)):
         if offsets is not None and (in_parts or any(offsets)) and not said:
             note(
                 f"{tensor.name!r} may be one part of a tensor that torch.distributed.checkpoint "

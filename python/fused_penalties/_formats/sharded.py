@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from .._file import FileFault, Stored, Tensor, Unfit, faults_of
+from .._file import FileFault, Stored, Tensor, Unfit, faults_of, natural
 from .boxes import Part, Parts, tile
 from .common import Note, Reader, Wanted, bounded, parsed, weight_file
 from .pytorch import list_pytorch
@@ -23,7 +23,12 @@ DISTCP = (
 _SHARDS: dict[str, Reader] = {"safetensors": list_safetensors, "bin": list_pytorch}
 
 
-def list_index(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
+def list_index(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
+    # An index is sorted by the alphabet, which says nothing.
+    return sorted(_indexed(path, wanted, note), key=lambda tensor: natural(tensor.name))
+
+
+def _indexed(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
     with weight_file(path) as (file, source):
         index = parsed(file.read(bounded(source.size)))
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -67,26 +72,35 @@ def list_index(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
             note(f"total_size is {claimed!r}, but the tensors have {total} bytes")
 
 
-def list_folder(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
+def list_folder(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
     """By its index where it has one, else all safetensors, the parts of a tensor as one."""
     with faults_of(path):
-        names = sorted(os.listdir(path))
-        indices = [name for name in names if INDEX.search(name)]
+        names = os.listdir(path)
+        indices, shards = indices_in(names), safetensors_in(names)
         if len(indices) > 1:
             raise Unfit(f"it has {len(indices)} indices, {indices[0]!r} first; give one of them")
-        shards = [name for name in names if name.lower().endswith(".safetensors")]
         if any(name.endswith(".distcp") for name in names):
             raise Unfit(DISTCP)
         if not indices and not shards:
-            raise Unfit("a folder without a .safetensors or an index in it")
+            raise Unfit("a folder without weight files in it")
         try:
             if indices:
-                yield from list_index(os.path.join(path, indices[0]), wanted, note)
-                return
-            yield from _whole(path, shards, wanted)
+                return list_index(os.path.join(path, indices[0]), wanted, note)
+            return sorted(_whole(path, shards, wanted), key=lambda tensor: natural(tensor.name))
         except FileFault as error:
             inside = error.path.removeprefix(os.path.join(path, ""))
             raise FileFault(path, f"{inside!r}: {error.fault}") from error
+
+
+def indices_in(names: list[str]) -> list[str]:
+    """Those of .safetensors if there are any, since a model may be there in both formats."""
+    found = [(match[1].lower(), name) for name in sorted(names) if (match := INDEX.search(name))]
+    kind = max((kind for kind, _ in found), default="")
+    return [name for own, name in found if own == kind]
+
+
+def safetensors_in(names: list[str]) -> list[str]:
+    return [name for name in sorted(names) if name.lower().endswith(".safetensors")]
 
 
 def _whole(path: str, shards: list[str], wanted: Wanted) -> Iterator[Tensor]:
