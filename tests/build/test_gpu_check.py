@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-PARTS = ("gpu_check.py", "gpu_check_steps.py", "gpu_check_tests.py")
 CARD = "NVIDIA Stub 1"
 
 PROGRAMS = {
@@ -66,20 +65,20 @@ def synchronize():
 cuda = Names(Device=lambda: Names(synchronize=synchronize))
 """
 SCRIPTS = {
-    "gpu.py": """
+    "cases/gpu/measure.py": """
 import sys
 from pathlib import Path
 print("Must reach")
 Path(sys.argv[2]).write_text('{"results": []}')
 Path(sys.argv[4]).write_text("a picture")
 """,
-    "gpu_variants.py": """
+    "gpu_check/variants.py": """
 import sys
 from pathlib import Path
 print("times as fast", [word.split("=")[0] for word in sys.argv[5:]])
 Path(sys.argv[2]).write_text('{"results": []}')
 """,
-    "gpu_short.py": "",
+    "gpu_check/short.py": "",
 }
 CONFTEST = """
 def pytest_addoption(parser):
@@ -108,17 +107,19 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.root, self.out, self.wheels = folder / "root", folder / "out", folder / "wheels"
         self.programs, self.packages = folder / "programs", folder / "packages"
-        for path in (self.root / "bench", self.root / "tests" / "cuda", self.wheels, self.programs):
+        for path in (self.root / "tests" / "cuda", self.wheels, self.programs):
             path.mkdir(parents=True)
-        for name in ("gpu_check.sh", "gpu_watch.py", *PARTS):
-            shutil.copy(BENCH / name, self.root / "bench")
+        shutil.copytree(BENCH / "gpu_check", self.root / "bench" / "gpu_check")
+        shutil.copy(BENCH / "gpu_check.sh", self.root / "bench")
         (self.root / "pytest.ini").write_text("[pytest]\nmarkers = cuda\n")
         (self.root / "tests" / "conftest.py").write_text(CONFTEST)
         for name, code in SCRIPTS.items():
-            (self.root / "bench" / name).write_text(code)
+            path = self.root / "bench" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code)
         for name, code in PROGRAMS.items():
             self.program(name, code)
-        script = (self.root / "bench" / "gpu_check.py").read_text()
+        script = (self.root / "bench" / "gpu_check" / "__main__.py").read_text()
         needed = re.search(r"^PACKAGES = (\{.*?^\})", script, re.MULTILINE | re.DOTALL)
         assert needed is not None
         for module in (module for step in eval(needed[1]).values() for module in step):
@@ -128,9 +129,9 @@ class Machine:
         self.package("pip", "")
         self.build_does("pass")
         self.write_tests(GOOD_TESTS)
-        self.change("LEAST = 10.0", "LEAST = 1.0", "gpu_check_steps.py")
+        self.change("LEAST = 10.0", "LEAST = 1.0", "steps.py")
         patience = "PATIENCE, MORE_PATIENCE = "
-        self.change(f"{patience}3.0, 20.0", f"{patience}0.5, 2.0", "gpu_check_tests.py")
+        self.change(f"{patience}3.0, 20.0", f"{patience}0.5, 2.0", "cuda_tests.py")
 
     def program(self, name: str, code: str) -> None:
         path = self.programs / name
@@ -149,8 +150,8 @@ class Machine:
         mark = "import pytest\npytestmark = pytest.mark.cuda  # as gpu.marks has it\n"
         (self.root / "tests" / "cuda" / "test_stub.py").write_text(mark + code)
 
-    def change(self, old: str, new: str, script: str = "gpu_check.py") -> None:
-        path = self.root / "bench" / script
+    def change(self, old: str, new: str, script: str = "__main__.py") -> None:
+        path = self.root / "bench" / "gpu_check" / script
         assert path.read_text().count(old) == 1
         path.write_text(path.read_text().replace(old, new))
 
@@ -295,7 +296,7 @@ def test_a_build_hangs(machine: Machine) -> None:
 
 def test_the_benchmark_gets_too_little_time(machine: Machine) -> None:
     """It is stopped, with its stacks in the log; that is no failure, and the others go on."""
-    (machine.root / "bench" / "gpu.py").write_text("import time\ntime.sleep(60)\n")
+    (machine.root / "bench/cases/gpu/measure.py").write_text("import time\ntime.sleep(60)\n")
     machine.change('self.begin("bench", 0.6)', "1.0")
     assert machine.check() == 0, machine.printed
     assert machine.results() == dict.fromkeys(ALL, "passed") | {"bench": "not run"}

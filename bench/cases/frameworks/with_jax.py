@@ -8,18 +8,21 @@ minutes to compile what 1000 buffers come to.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.cases.frameworks.buffers import L1, L2, buffers, keys, models
+from bench.settings import Settings
+from bench.timing import Contenders
+from bench.work import Row, Work
+from bench.work import rows as measured_rows
 from fused_penalties.jax import build_info, penalty
 from fused_penalties.regularizers import L1L2
-from reporting import Contenders, Report
-from shapes import L1, L2, WORKS, buffers
 
 RATE = 0.1
 
@@ -54,9 +57,9 @@ def step_beside(loss: Callable[[Any], Any]) -> Callable[..., Any]:
     return call
 
 
-def contenders(make: Callable[..., Any], *arguments: Any) -> Contenders:
+def contenders(make: Callable[..., Any], arguments: Any, errors: dict[str, float]) -> Contenders:
     calls = {}
-    for name, loss in (("penalty", fused), ("the expression", expression)):
+    for name, loss in (("fused_penalties", fused), ("the expression", expression)):
         compiled = jax.jit(make(loss)).lower(*arguments).compile()
         calls[name] = lambda compiled=compiled: jax.block_until_ready(compiled(*arguments))
     ours, theirs = (jax.tree.leaves(call()) for call in calls.values())
@@ -66,22 +69,26 @@ def contenders(make: Callable[..., Any], *arguments: Any) -> Contenders:
     return calls
 
 
-def main() -> None:
-    report = Report(__doc__)
+def rows(settings: Settings) -> Iterator[Row]:
     if not build_info()["ffi"]:
-        sys.exit(build_info()["why"])
-    for name in WORKS:
-        params = [jnp.asarray(x) for x in buffers(name)]
-        others = [jnp.asarray(x[::-1]) for x in buffers(name)]
-        least = [(3.0, 4.5), (1.5, 2.5)] if name == "ResNet-50" else [(), ()]
-        for title, make, arguments, target in (
-            ("value", value, (params,), least[0]),
-            ("value, gradient and SGD", step, (params,), least[1]),
-            ("the same beside other gradients", step_beside, (params, others), ()),
-        ):
-            report.run(f"{name}, {title}", contenders(make, *arguments), {"the expression": target})
-    report.write()
-
-
-if __name__ == "__main__":
-    main()
+        settings.leave_out("frameworks/jax", build_info()["why"])
+        return iter(())
+    works = []
+    for name in models(settings):
+        if name == "1000 x 64" and settings.pace != "full":
+            settings.leave_out(
+                f"frameworks/jax, {name}", "XLA would compile for minutes; with --full"
+            )
+            continue
+        arrays = buffers(name)
+        params = [jnp.asarray(x) for x in arrays]
+        others = [jnp.asarray(x[::-1]) for x in arrays]
+        works += [
+            Work(keys("JAX", what, name, arrays), partial(contenders, make, arguments))
+            for what, make, arguments in (
+                ("value", value, (params,)),
+                ("value, gradient and SGD", step, (params,)),
+                ("the same beside other gradients", step_beside, (params, others)),
+            )
+        ]
+    return measured_rows("frameworks", works, settings)

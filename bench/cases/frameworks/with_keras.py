@@ -7,18 +7,23 @@ before they are timed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
+from bench.cases.frameworks.buffers import buffers, keys, models
+from bench.settings import Settings
+from bench.timing import Contenders
+from bench.work import Row, Work
+from bench.work import rows as measured_rows
 from fused_penalties.keras import fuse
-from reporting import Contenders, Report
-from shapes import WORKS, buffers
 
 BACKEND = keras.backend.backend()
+FUSED, UNFUSED = "fused_penalties", "Keras alone"
 
 
 class Weights(layers.Layer):
@@ -45,10 +50,10 @@ def wide() -> Any:
 def twice(make: Callable[[], Any]) -> dict[str, Any]:
     """The same model, fused and unfused."""
     made = {}
-    for name in ("fused", "unfused"):
+    for name in (FUSED, UNFUSED):
         keras.utils.set_random_seed(1)
         made[name] = make()
-    fuse(made["fused"])
+    fuse(made[FUSED])
     return made
 
 
@@ -56,31 +61,32 @@ def number(loss: Any) -> float:
     return float(ops.convert_to_numpy(loss))
 
 
-def losses(arrays: list[np.ndarray]) -> dict[str, Contenders]:
+def losses(model: Any) -> Any:
+    return ops.sum(ops.stack(model.losses))
+
+
+def losses_and_backward(model: Any) -> None:
+    model.zero_grad()
+    losses(model).backward()
+
+
+def of_losses(
+    arrays: list[np.ndarray], call: Callable[[Any], Any], errors: dict[str, float]
+) -> Contenders:
     models = twice(lambda: Weights(arrays))
     values = {name: sum(map(number, model.losses)) for name, model in models.items()}
-    np.testing.assert_allclose(values["fused"], values["unfused"], rtol=1e-5)
-
-    def with_backward(model: Any) -> None:
-        model.zero_grad()
-        ops.sum(ops.stack(model.losses)).backward()
-
-    works = {"model.losses": lambda model: ops.sum(ops.stack(model.losses))}
-    if BACKEND == "torch":
-        works["model.losses and backward"] = with_backward
+    np.testing.assert_allclose(values[FUSED], values[UNFUSED], rtol=1e-5)
+    if call is losses_and_backward:
         for model in models.values():
-            with_backward(model)
+            call(model)
         weights = zip(*(model.trainable_weights for model in models.values()), strict=True)
         for fused, unfused in weights:
             slope, wanted = (w.value.grad.numpy(force=True) for w in (fused, unfused))
             np.testing.assert_allclose(slope, wanted, rtol=1e-5)
-    return {
-        work: {name: (lambda model=model, call=call: call(model)) for name, model in models.items()}
-        for work, call in works.items()
-    }
+    return {name: partial(call, model) for name, model in models.items()}
 
 
-def steps(make: Callable[[], Any]) -> Contenders:
+def steps(make: Callable[[], Any], errors: dict[str, float]) -> Contenders:
     def model() -> Any:
         dense, inputs = make()
         built = keras.Sequential([layers.Input((inputs,)), *dense, layers.Dense(10)])
@@ -88,10 +94,10 @@ def steps(make: Callable[[], Any]) -> Contenders:
         return built
 
     models = twice(model)
-    x = np.random.default_rng(0).standard_normal((32, models["fused"].input_shape[1]))
+    x = np.random.default_rng(0).standard_normal((32, models[FUSED].input_shape[1]))
     x, y = x.astype(np.float32), np.zeros((32, 10), np.float32)
     values = {name: float(one.train_on_batch(x, y)) for name, one in models.items()}
-    np.testing.assert_allclose(values["fused"], values["unfused"], rtol=1e-5)
+    np.testing.assert_allclose(values[FUSED], values[UNFUSED], rtol=1e-5)
     stepped = zip(*(one.get_weights() for one in models.values()), strict=True)
     for fused, unfused in stepped:
         # The penalty moves the largest weights by 7e-7 and more.
@@ -101,24 +107,24 @@ def steps(make: Callable[[], Any]) -> Contenders:
     }
 
 
-def targets(work: str, shapes: str) -> Any:
-    """What is wanted at least, and aimed for, of a row."""
-    if BACKEND != "torch" or shapes != "159 x 4096":
-        return ()
-    return (10.0, 13.0) if work == "model.losses" else (6.0, 8.0)
-
-
-def main() -> None:
-    report = Report(__doc__)
-    for name in ("159 x 4096", *WORKS):
-        for work, contenders in losses(buffers(name)).items():
-            title = f"{name}, {BACKEND}, {work}"
-            report.run(title, contenders, {"unfused": targets(work, name)})
+def rows(settings: Settings) -> Iterator[Row]:
+    framework = f"Keras on {BACKEND}"
+    works = []
+    for name in ("159 x 4096", *models(settings)):
+        arrays = buffers(name)
+        calls = {"model.losses": losses}
+        if BACKEND == "torch":
+            calls["model.losses and backward"] = losses_and_backward
+        works += [
+            Work(keys(framework, what, name, arrays), partial(of_losses, arrays, call))
+            for what, call in calls.items()
+        ]
     for make in narrow, wide:
-        wanted = {} if BACKEND == "torch" else {"unfused": (0.95, 1.1)}
-        report.run(f"{make.__name__} layers, {BACKEND}, a fit step", steps(make), wanted)
-    report.write()
-
-
-if __name__ == "__main__":
-    main()
+        dense, inputs = make()
+        count, units = len(dense), dense[0].units
+        kernels = [
+            np.empty((inputs if at == 0 else units, units), np.float32) for at in range(count)
+        ]
+        model = f"{count} {make.__name__} layers"
+        works.append(Work(keys(framework, "a fit step", model, kernels), partial(steps, make)))
+    return measured_rows("frameworks", works, settings)

@@ -10,8 +10,8 @@ value, are checked against the expression before they are timed.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where there is a GPU the penalty is plain operations
@@ -19,21 +19,24 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where there is a GPU the penalty is p
 import numpy as np
 import tensorflow as tf
 
+from bench.cases.frameworks.buffers import L1, L2, buffers, keys, models
+from bench.settings import Settings
+from bench.timing import Contenders
+from bench.work import Row, Work
+from bench.work import rows as measured_rows
 from fused_penalties.regularizers import L1L2
 from fused_penalties.tensorflow import penalty
-from reporting import Report
-from shapes import L1, L2, WORKS, buffers
 
 Call = Callable[[], Any]
 
 
-class Work:
+class Model:
     """Variables, and the ways to the penalty of all of them."""
 
-    def __init__(self, name: str, l1: float) -> None:
-        self.variables = variables = list(map(tf.Variable, buffers(name)))
+    def __init__(self, arrays: list[np.ndarray], l1: float) -> None:
+        self.variables = variables = list(map(tf.Variable, arrays))
         self.ways: dict[str, Call] = {
-            "penalty": lambda: penalty(variables, L1L2(l1, L2)),
+            "fused_penalties": lambda: penalty(variables, L1L2(l1, L2)),
             "the expression": lambda: tf.add_n(
                 [L2 * tf.reduce_sum(tf.square(v)) for v in variables]
                 + [l1 * tf.reduce_sum(tf.abs(v)) for v in variables if l1]
@@ -78,48 +81,52 @@ class Work:
             check_value(way, value, wanted)
             for grad, slope in zip(grads, slopes, strict=True):
                 if not np.allclose(grad, slope, rtol=1e-5, atol=0.0):
-                    sys.exit(f"wrong result: {way}: a gradient is not that of the expression")
+                    raise ValueError(f"{way}: a gradient is not that of the expression")
 
 
 def check_value(way: str, value: Any, wanted: Any) -> None:
     if not np.isclose(value, wanted, rtol=1e-4, atol=0.0):
-        sys.exit(f"wrong result: {way}: {value!r}, the expression says {wanted!r}")
+        raise ValueError(f"{way}: got {value!r}; the expression says {wanted!r}")
 
 
-def measure(report: Report, name: str, l1: float) -> None:
-    work = Work(name, l1)
-    eager = {way: work.forward_and_backward(loss) for way, loss in work.ways.items()}
-    graph = work.traced(work.forward_and_backward)
-    work.check(eager)
-    work.check(graph)
-    in_eager, in_graph = targets(name)
-    title = name if l1 else f"{name}, L2 alone"
-    report.run(f"{title}, forward and backward, eager", eager, {"the expression": in_eager})
-    report.run(f"{title}, forward and backward, graph", graph, {"the expression": in_graph})
-    step = work.traced(work.step)
-    wanted = work.ways["the expression"]()
-    for way, call in step.items():
+def eager(arrays: list[np.ndarray], l1: float, errors: dict[str, float]) -> Contenders:
+    model = Model(arrays, l1)
+    found = {way: model.forward_and_backward(loss) for way, loss in model.ways.items()}
+    model.check(found)
+    return found
+
+
+def graph(arrays: list[np.ndarray], l1: float, errors: dict[str, float]) -> Contenders:
+    model = Model(arrays, l1)
+    found = model.traced(model.forward_and_backward)
+    model.check(found)
+    return found
+
+
+def step(arrays: list[np.ndarray], l1: float, errors: dict[str, float]) -> Contenders:
+    model = Model(arrays, l1)
+    found = model.traced(model.step)
+    wanted = model.ways["the expression"]()
+    for way, call in found.items():
         check_value(way, call(), wanted)
-    report.run(f"{title}, a step in a graph", step, {"the expression": in_graph})
+    return found
 
 
-def targets(name: str) -> Any:
-    """What is wanted at least, and aimed for, of each row."""
-    if name == "200 x 64":
-        return (8.0, 11.0), ()
-    if name == "ResNet-50":
-        return (2.5, 3.0), (1.2, 1.5)
-    return (), ()  # nothing is promised
-
-
-def main() -> None:
-    report = Report(__doc__)
-    for name in "200 x 64", *WORKS:
-        measure(report, name, L1)
-    for name in "200 x 64", "ResNet-50":
-        measure(report, name, 0.0)
-    report.write()
-
-
-if __name__ == "__main__":
-    main()
+def rows(settings: Settings) -> Iterator[Row]:
+    few = "200 x 64"
+    works = []
+    for l1, names in ((L1, (few, *models(settings))), (0.0, (few, "ResNet-50"))):
+        for name in names:
+            arrays = buffers(name)
+            works += [
+                Work(
+                    keys("TensorFlow", what if l1 else f"L2 alone, {what}", name, arrays),
+                    partial(prepare, arrays, l1),
+                )
+                for what, prepare in (
+                    ("forward and backward, eager", eager),
+                    ("forward and backward, graph", graph),
+                    ("a step in a graph", step),
+                )
+            ]
+    return measured_rows("frameworks", works, settings)

@@ -8,30 +8,33 @@ timed.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
 
+import numpy as np
 import torch
 
-import fused_penalties as fp
+from bench import machine
+from bench.cases.frameworks.buffers import L1, L2, buffers, keys, models
+from bench.settings import Settings
+from bench.timing import Contenders
+from bench.work import Row, Work
+from bench.work import rows as measured_rows
 from fused_penalties.regularizers import L1L2
 from fused_penalties.torch import Penalty
-from reporting import Report
-from shapes import L1, L2, WORKS, buffers
 
 
-class Work:
+class Model:
     """A model's parameters, its penalty, and the ways to their gradient."""
 
-    def __init__(self, name: str) -> None:
-        tensors = map(torch.from_numpy, buffers(name))
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        tensors = [torch.from_numpy(x.copy()) for x in arrays]
         self.model = torch.nn.ParameterList(map(torch.nn.Parameter, tensors))
         self.params = list(self.model)
         self.penalty = Penalty(self.model, L1L2(L1, L2))
         self.optimizer = torch.optim.SGD(self.params, lr=0.0)
         self.handle = self.penalty.attach(self.optimizer)
-        self.compiled = torch.compile(self.expression)
+        self.check()
 
     def expression(self) -> torch.Tensor:
         return sum([L1 * p.abs().sum() + L2 * p.square().sum() for p in self.params])
@@ -70,9 +73,6 @@ class Work:
 
         return call
 
-    def with_grads(self, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        return lambda: loss().backward()
-
     def check(self) -> None:
         """A wrong result must not be timed."""
         self.without_grads(self.expression)()
@@ -84,64 +84,59 @@ class Work:
         for grads in by_operation, [p.grad for p in self.params]:
             for got, want in zip(grads, wanted[1], strict=True):
                 if not torch.allclose(got, want, rtol=1e-5, atol=0.0):
-                    sys.exit("wrong result: a gradient is not that of the expression")
+                    raise ValueError("a gradient is not that of the expression")
         for value in self.penalty().item(), self.handle.value().item():
             if abs(value - wanted[0]) > 1e-4 * wanted[0]:
-                sys.exit(f"wrong result: {value!r}, the expression says {wanted[0]!r}")
+                raise ValueError(f"value: got {value!r}; the expression says {wanted[0]!r}")
 
 
-def measure(report: Report, name: str, threads: int) -> None:
-    work = Work(name)
-    work.check()
-    fresh, present, attached = targets(name, threads)
-    title = f"{name}, {threads} thread(s)"
-    ways = {"Penalty": work.penalty, "the expression": work.expression}
-    if len(work.params) < 500:  # compiling an expression of 1000 tensors takes minutes
-        ways["torch.compile of it"] = work.compiled
-    report.run(
-        f"{title}, forward and backward, no gradients yet",
-        {
-            **{way: work.without_grads(loss) for way, loss in ways.items()},
-            "torch._foreach by hand": lambda: (work.clear(), work.foreach_value_and_grad()),
-        },
-        {"the expression": fresh},
-    )
-    report.run(
-        f"{title}, forward and backward, added to gradients",
-        {
-            **{way: work.with_grads(loss) for way, loss in ways.items()},
-            "torch._foreach by hand": work.foreach_value_and_grad,
-        },
-        {"the expression": present},
-    )
-    report.run(
-        f"{title}, attached, added to gradients",
-        {
-            "Penalty.attach": work.attached,
-            "the expression": work.with_grads(work.expression),
-            "torch._foreach by hand": work.foreach_value_and_grad,
-        },
-        {"the expression": attached},
-    )
+def rows(settings: Settings) -> Iterator[Row]:
+    torch.set_num_threads(machine.threads())
+    works = [work for name in models(settings) for work in works_of(name, settings)]
+    return measured_rows("frameworks", works, settings)
 
 
-def targets(name: str, threads: int) -> Any:
-    """What is wanted at least, and aimed for, of each row."""
-    if name == "1000 x 64":
-        return (8.0, 12.0), (8.0,), (80.0, 140.0)
-    if name == "ResNet-50":
-        return (3.5, 5.0), (2.0, 3.0), (5.0, 10.0) if threads == 1 else (8.0, 15.0)
-    return (), (), ()  # nothing is promised
+def works_of(name: str, settings: Settings) -> list[Work]:
+    arrays = buffers(name)
+
+    def losses(model: Model) -> dict[str, Callable[[], torch.Tensor]]:
+        found = {"fused_penalties": model.penalty, "the expression": model.expression}
+        # Compiling an expression of 1000 tensors takes minutes.
+        if len(arrays) < 500 and not settings.quick:
+            found["torch.compile of it"] = torch.compile(model.expression)
+        return found
+
+    def without_grads(errors: dict[str, float]) -> Contenders:
+        model = Model(arrays)
+        return {
+            **{way: model.without_grads(loss) for way, loss in losses(model).items()},
+            "torch._foreach by hand": lambda: (model.clear(), model.foreach_value_and_grad()),
+        }
+
+    def with_grads(errors: dict[str, float]) -> Contenders:
+        model = Model(arrays)
+        return {
+            **{way: partial(backward, loss) for way, loss in losses(model).items()},
+            "torch._foreach by hand": model.foreach_value_and_grad,
+        }
+
+    def attached(errors: dict[str, float]) -> Contenders:
+        model = Model(arrays)
+        return {
+            "fused_penalties": model.attached,
+            "the expression": partial(backward, model.expression),
+            "torch._foreach by hand": model.foreach_value_and_grad,
+        }
+
+    return [
+        Work(keys("torch", what, name, arrays), prepare)
+        for what, prepare in (
+            ("forward and backward, no gradients yet", without_grads),
+            ("forward and backward, added to gradients", with_grads),
+            ("attached, added to gradients", attached),
+        )
+    ]
 
 
-def main() -> None:
-    report = Report(__doc__)
-    threads = fp._core.default_threads()
-    torch.set_num_threads(threads)
-    for name in WORKS:
-        measure(report, name, threads)
-    report.write()
-
-
-if __name__ == "__main__":
-    main()
+def backward(loss: Callable[[], torch.Tensor]) -> None:
+    loss().backward()

@@ -1,6 +1,6 @@
 """Builds of the package side by side on a GPU: what an option of the compiler does to the time.
 
-    python bench/gpu_variants.py [--json FILE] [--seconds S] default=FOLDER NAME=FOLDER...
+    python -m bench.gpu_check.variants [--json FILE] [--seconds S] default=FOLDER NAME=FOLDER...
 
 Each build is in a FOLDER of its own (pip install --target FOLDER) and runs in a process of its own.
 They take turns: in a round each times a few calls of a work, and the ratio to the first build is
@@ -47,7 +47,7 @@ class Build:
         self.name = name
         paths = [folder, os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--measure", folder],
+            [sys.executable, "-m", "bench.gpu_check.variants", "--measure", folder],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,9 +95,9 @@ def prepare(dtype: str, offset: int, gradient: bool, model: str) -> tuple[Callab
     import torch
 
     import fused_penalties as fp
+    from bench.cases.gpu.card import random
+    from bench.weights import shapes
     from fused_penalties.regularizers import L1L2
-    from gpu_card import random
-    from weights import shapes
 
     torch.manual_seed(0)
     element = getattr(torch, dtype)

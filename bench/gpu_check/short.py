@@ -1,6 +1,6 @@
 """All that a plan does on the GPU, once, on small buffers: for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python bench/gpu_short.py
+    compute-sanitizer --tool memcheck python bench/gpu_check/short.py
 
 Sums, values, gradients, clipping, proximal step and decay must have the bits that they have on the
 CPU. No memory pool is used: every array is an allocation of its own, and an access beyond its end
@@ -98,7 +98,7 @@ def check(dtypes: tuple[Any, ...], special: bool) -> int:
 
 def main() -> None:
     if not (available := fp.cuda.is_available()):
-        print(f"gpu_short.py: {available}", file=sys.stderr)
+        print(f"short.py: {available}", file=sys.stderr)
         sys.exit(2)
     cp.cuda.set_allocator(None)
     buffers = sum(check(dtypes, special) for dtypes in (MIXED, (BFLOAT16,)) for special in (0, 1))

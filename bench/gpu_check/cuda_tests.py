@@ -1,4 +1,4 @@
-"""How gpu_check.py runs the tests of the `cuda` marker; gpu_watch.py is within their processes."""
+"""How the check runs the tests of the `cuda` marker; gpu_watch.py is within their processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpu_check import Check
+    from __main__ import Check
 
 # A test that waits for what never comes gives up by itself after 2 s, and can say why. Whatever
 # takes longer than PATIENCE is ended with its process, and tried again at last, alone and with more

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from reporting import Contenders, Times
-from weights import STANDARD_DEVIATION
+from bench.timing import Contenders
+from bench.weights import STANDARD_DEVIATION
 
 try:
     import cupy as cp
 except ImportError:
     cp = None  # fp.cuda.is_available() says so
+
+Times = dict[str, list[float]]
 
 DEVICE = "cuda"
 BIG = 4_000_000_000  # bytes

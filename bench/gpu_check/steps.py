@@ -1,4 +1,4 @@
-"""What gpu_check.py's steps are made of: their time, their commands, and what came of each."""
+"""What the check's steps are made of: their time, their commands, and what came of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = float(os.environ.get("GPU_CHECK_SECONDS", 570))
 LEAST = 10.0  # seconds; a step that would get less is not begun
 

@@ -1,24 +1,33 @@
-"""The report of gpu.py: device and host times, what must be reached, the file and the picture."""
+"""The report of measure.py: its times, what must be reached, the file and the picture."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
+import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 import fused_penalties as fp
-from gpu_card import Card, cp
-from reporting import Contenders, Report, Times, ratio_text, seconds_text
+from bench.cases.gpu.card import Card, Times, cp
+from bench.timing import summary
 
+Contenders = dict[str, Callable[[], Any]]
+
+COMMAND = "python -m bench.cases.gpu.measure"
 QUICK_ROUNDS, QUICK_LATEST = 5, 35.0
 HOST_AT_MOST = 15e-6
 READ, EXCHANGE, NORMS = "pure read", "pure exchange", "torch._foreach_norm 1 and 2, stack"
@@ -37,15 +46,22 @@ AT_LEAST = {
 }
 
 
-class GpuReport(Report):
-    """The report of a run on a GPU: it also has host times, and what was left out."""
+class GpuReport:
+    """What one run on a GPU, whose options it reads, has measured, and what was left out."""
 
     def __init__(self, description: str) -> None:
         self.started = time.monotonic()
-        super().__init__(description)
+        parser = argparse.ArgumentParser(description=description.split("\n")[0])
+        parser.add_argument("--json", type=Path, help="also write the figures to this file")
+        parser.add_argument("--rounds", type=int, default=15)
+        self.options = self.parse(parser)
+        self.machine = self.facts()
+        self.results: list[dict[str, Any]] = []
         self.left_out: list[dict[str, str]] = []
         self.compiling = 0.0  # seconds
         self.complete = False
+        self.console = Console()
+        self.console.print(self.headline())
 
     def parse(self, parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.add_argument("--picture", type=Path, help="also draw the ratios into this file")
@@ -75,7 +91,12 @@ class GpuReport(Report):
     def facts(self) -> dict[str, Any]:
         card = torch.cuda.get_device_properties(0)
         cuda = cp.cuda.runtime.runtimeGetVersion()
-        return super().facts() | {
+        return {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "numpy": np.__version__,
+            "torch": torch.__version__,
+            "rounds": self.options.rounds,
             "card": card.name,
             "date": datetime.date.today().isoformat(),
             "memory_bytes": card.total_memory,
@@ -87,7 +108,7 @@ class GpuReport(Report):
             "cupy": cp.__version__,
             "python": platform.python_version(),
             # Files without their folders, which say nothing to others.
-            "command": " ".join(["python bench/gpu.py", *(Path(a).name for a in sys.argv[1:])]),
+            "command": " ".join([COMMAND, *(Path(a).name for a in sys.argv[1:])]),
             "quick": self.options.quick,
         }
 
@@ -106,12 +127,50 @@ class GpuReport(Report):
                 f"{limit['threads']} threads with {limit['loads_ahead']} loads ahead each"
             )
 
-    def compare(self, title: str, contenders: Contenders, moved: int) -> None:
+    def compare(self, title: str, contenders: Contenders, moved: int, buffers: int) -> None:
         """Times the contenders of a work that moves so many bytes, and writes what there is."""
-        self.moved = moved
-        targets = {name: (least,) for (work, name), least in AT_LEAST.items() if work == title}
+        self.moved, self.buffers = moved, buffers
+        targets = {name: least for (work, name), least in AT_LEAST.items() if work == title}
         self.run(title, contenders, targets)
         self.write()
+
+    def run(self, title: str, contenders: Contenders, targets: dict[str, float]) -> None:
+        """Times the contenders; the ratios are those of the first one against each of the others.
+
+        A contender named "pure ..." is a limit, and its ratio the share of it that is reached.
+        """
+        times, host_times = self.measure(contenders)
+        subject = next(iter(contenders))
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for column in ("contender", "median", "host", f"{subject} is", "at least"):
+            table.add_column(column, justify="left" if column == "contender" else "right")
+        for name in contenders:
+            found = summary(times[name])
+            row: dict[str, Any] = {
+                "work": title,
+                "bytes": self.moved,
+                "buffers": self.buffers,
+                "contender": name,
+                "seconds": found["median"],
+                "quartiles": [found["low"], found["high"]],
+                "host_seconds": statistics.median(host_times[name]),
+            }
+            cells = [name, seconds_text(row["seconds"]), seconds_text(row["host_seconds"])]
+            if name != subject:
+                row["ratio"] = ratio(times, name, subject)
+                row["at_least"] = targets.get(name)
+                missed = row["at_least"] is not None and row["ratio"] < row["at_least"]
+                text = ratio_text(row)
+                cells.append(f"[red]{text}[/red]" if missed else text)
+                cells.append("" if row["at_least"] is None else f"{row['at_least']:g}")
+            table.add_row(*cells)
+            self.results.append(row)
+        self.console.print(table)
+
+    def write(self) -> None:
+        """The figures as JSON, if the command line asks for them."""
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.figures(), indent=1) + "\n")
 
     def measure(self, contenders: Contenders) -> tuple[Times, Times]:
         device, host = self.card.interleaved(contenders, self.options.rounds)
@@ -159,12 +218,32 @@ class GpuReport(Report):
         return [row for row in self.results if "ratio" in row]
 
     def figures(self) -> dict[str, Any]:
-        return super().figures() | {
+        return {
+            "machine": self.machine,
+            "build": fp.build_info(),
+            "results": self.results,
             "limits": self.card.limits,
             "must_reach": self.must_reach(),
             "left_out": self.left_out,
             "complete": self.complete,
         }
+
+
+def ratio(times: Times, slower: str, faster: str) -> float:
+    """How many times faster ``faster`` is than ``slower``: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(times[slower], times[faster], strict=True))
+
+
+def ratio_text(row: dict[str, Any]) -> str:
+    name = row["contender"]
+    unit = f" of the {name[5:]}" if name.startswith("pure ") else "x"
+    return f"{row['ratio']:.2f}{unit}"
+
+
+def seconds_text(value: float) -> str:
+    if value >= 1e-3:
+        return f"{value * 1e3:.2f} ms"
+    return f"{value * 1e6:.1f} µs" if value >= 1e-5 else f"{value * 1e9:.0f} ns"
 
 
 def unavailable() -> str:

@@ -1,7 +1,8 @@
 """fp.Plan on a GPU: what a training step pays, against the card's limits and what people write.
 
     pip install ".[bench,cuda]"
-    python bench/gpu.py [--json FILE] [--picture FILE] [--rounds N] [--latest SECONDS] [--quick]
+    python -m bench.cases.gpu.measure [--json FILE] [--picture FILE] [--rounds N]
+        [--latest SECONDS] [--quick]
 
 Everything runs in one process, interleaved, on one stream that torch and CuPy share; each ratio is
 taken within a round and the median over the rounds is printed. "Of the read" is the speed as a
@@ -31,12 +32,11 @@ import numpy as np
 import torch
 
 import fused_penalties as fp
+from bench.cases.gpu.card import BIG, Card, cp, random
+from bench.cases.gpu.report import EXCHANGE, GRADIENT, NORMS, READ, Contenders, GpuReport, draw
+from bench.cases.plan.with_torch import L1, L2, TorchPeers, expression
+from bench.weights import shapes
 from fused_penalties.regularizers import L1L2
-from gpu_card import BIG, Card, cp, random
-from gpu_report import EXCHANGE, GRADIENT, NORMS, READ, GpuReport, draw
-from plan import L1, L2, TorchPeers, expression
-from reporting import Contenders
-from weights import shapes
 
 COMPILE_SECONDS = 50.0  # for torch.compile, in the whole run
 MOST_COMPILED = 400  # buffers
@@ -151,7 +151,7 @@ def measure_value(report: GpuReport, load: Load) -> None:
         report.leave_out(
             load.title, "CuPy expression and cupy.linalg.norm", "the weights are not float32"
         )
-    report.compare(load.title, contenders, load.bytes())
+    report.compare(load.title, contenders, load.bytes(), len(load.shapes))
 
 
 def measure_gradient(report: GpuReport, load: Load) -> None:
@@ -163,7 +163,7 @@ def measure_gradient(report: GpuReport, load: Load) -> None:
         "torch expression and backward": work.expression_and_backward,
         "torch._foreach by hand": work.foreach_by_hand,
     }
-    report.compare(load.title + GRADIENT, contenders, 3 * load.bytes())
+    report.compare(load.title + GRADIENT, contenders, 3 * load.bytes(), len(load.shapes))
 
 
 def compiled(report: GpuReport, load: Load, tensors: list[torch.Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""A pytest plugin for gpu_check.py: the next process goes on where a hung or lost one ended.
+"""A pytest plugin for the check: the next process goes on where a hung or lost one ended.
 
     python -m pytest -p gpu_watch --journal FILE --patience SECONDS
 

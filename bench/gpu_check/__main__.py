@@ -2,9 +2,9 @@
 
     bash bench/gpu_check.sh [FOLDER [WHEELS]]
 
-Builds for this GPU, runs the tests of the `cuda` marker, the benchmark gpu.py, the comparison of
-builds gpu_variants.py, Nsight Compute on the kernel of the sums, and compute-sanitizer on
-gpu_short.py. At most eight files are left in FOLDER (gpu-check): check.log, which begins with the
+Builds for this GPU, runs the tests of the `cuda` marker, the benchmark cases/gpu, the comparison of
+builds variants.py, Nsight Compute on the kernel of the sums, and compute-sanitizer on short.py. At
+most eight files are left in FOLDER (gpu-check): check.log, which begins with the
 versions of everything; build.log, tests.log, sanitizer.log; summary.json; and figures for
 bench/results, named after the card and the date, with a picture.
 
@@ -37,8 +37,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu_check_steps import LEAST, REFUSED, ROOT, Ran, Steps, cut, ended
-from gpu_check_tests import TestRun, pytest_command
+from cuda_tests import TestRun, pytest_command
+from steps import LEAST, REFUSED, ROOT, Ran, Steps, cut, ended
 
 # What python3 must have, by the step that first needs it: module, and its package's other name.
 PACKAGES = {
@@ -112,7 +112,7 @@ class Check(Steps):
         self.clocks: dict[str, Any] = {}
         self.more = scratch / "more"  # what is there for Python beside the package
         self.more.mkdir()
-        shutil.copy(ROOT / "bench" / "gpu_watch.py", self.more)
+        shutil.copy(Path(__file__).with_name("gpu_watch.py"), self.more)
         programs = [f"{self.more}/bin", os.environ.get("PATH", "")]
         programs += [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin", "/usr/local/cuda/bin"]
         environment = {
@@ -257,7 +257,8 @@ class Check(Steps):
     def bench(self) -> None:
         if not (limit := self.begin("bench", 0.6)):
             return
-        command = [sys.executable, "bench/gpu.py", "--json", self.scratch / "gpu.json"]
+        command = [sys.executable, "-m", "bench.cases.gpu.measure"]
+        command += ["--json", self.scratch / "gpu.json"]
         command += ["--picture", self.scratch / "gpu.png"]
         # Its last work may take a while, and the picture is drawn at the end.
         command += ["--latest", f"{0.7 * limit:.0f}"] if limit > 100 else ["--quick"]
@@ -269,7 +270,7 @@ class Check(Steps):
         if len(usable) < 2:
             self.note("variants", "not run: there is only one build")
         elif limit := self.begin("variants", 0.5):
-            command = [sys.executable, "bench/gpu_variants.py"]
+            command = [sys.executable, "-m", "bench.gpu_check.variants"]
             command += ["--json", self.scratch / "variants.json"]
             command += ["--seconds", f"{0.8 * limit:.0f}"]
             ran = self.run([*command, *(f"{name}={self.site(name)}" for name in usable)], limit)
@@ -306,9 +307,9 @@ class Check(Steps):
         if self.suspect:
             command = pytest_command(self.scratch / "suspect", 300.0, self.suspect)
             self.sanitize("memcheck of the first failure", 0.5, "memcheck", proof, *command)
-        self.sanitize("memcheck", 0.5, "memcheck", proof, "bench/gpu_short.py")
+        self.sanitize("memcheck", 0.5, "memcheck", proof, "bench/gpu_check/short.py")
         proof = "RACECHECK SUMMARY: 0 hazards"
-        self.sanitize("racecheck", 0.95, "racecheck", proof, "bench/gpu_short.py")
+        self.sanitize("racecheck", 0.95, "racecheck", proof, "bench/gpu_check/short.py")
 
     @contextmanager
     def watched_clocks(self) -> Iterator[None]:

@@ -1,0 +1,1 @@
+"""The benchmarks: `python -m bench` in a clone. README.md tells more."""
