@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,14 +38,16 @@ def of_errors(rows: Sequence[Row], heading: str) -> Table:
         table.add_column(column)
     largest = {(row["data"], row["dtype"]): row for row in rows}
     for (data, dtype), row in largest.items():
-        errors = {
-            name: max(error for error in found.values() if error is not None)
-            for name, found in row["contenders"].items()
-        }
+        errors = {name: worst(found) for name, found in row["contenders"].items()}
         ours = errors.pop(OURS)
         others = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         table.add_row(data, dtype, f"{row['elements']:,}", f"{ours:.1e}", others)
     return table
+
+
+def worst(errors: dict[str, float | str]) -> float:
+    """The largest of a contender's errors, which may be "inf" or "nan"; NaN is worse than all."""
+    return max(map(float, errors.values()), key=lambda error: (math.isnan(error), error))
 
 
 def own_cell(row: Row, ours: dict[str, Any] | None) -> Text:

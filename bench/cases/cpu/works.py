@@ -22,8 +22,6 @@ IN_CACHE = 256 << 10
 PIECE = 1 << 20  # elements; large buffers repeat one piece, so that the exact sums take no minutes
 VALUES = 16  # as many different ones do small buffers have
 PEERS_MAY_ERR = 0.9  # some add one by one in float32: how far off stands beside their time
-# What CANON.md promises.
-WE_MAY_ERR = {"float32": 2.6e-15, "float64": 2.6e-15, "float16": 9e-7, "bfloat16": 9e-7}
 Exact = tuple[Fraction, Fraction]
 
 
@@ -115,7 +113,7 @@ class Works:
             made = [numbers(size, dtype, offset, at % VALUES) for at, size in enumerate(sizes)]
             wanted = [exact_sums(size, dtype, at % VALUES) for at, size in enumerate(sizes)]
             sums = fp.sums(made, threads=self.cores)
-            check((sums.abs, sums.square), wanted, WE_MAY_ERR[dtype])
+            check((sums.abs, sums.square), wanted, exact.GUARANTEED[dtype])
             buffers = times * made
             contenders: dict[str, Callable[[], Any]] = {
                 "fused_penalties": partial(fp.sums, buffers, threads=self.cores),
@@ -170,7 +168,9 @@ class Works:
 
             found = streamed()
             wanted = [exact_sums(buffer.size, "float32")]
-            check((np.ravel(found.abs), np.ravel(found.square)), wanted, WE_MAY_ERR["float32"])
+            check(
+                (np.ravel(found.abs), np.ravel(found.square)), wanted, exact.GUARANTEED["float32"]
+            )
             return {
                 "fused_penalties": streamed,
                 "fp.sums of the whole": partial(fp.sums, buffer, threads=self.cores),
