@@ -94,48 +94,57 @@ def _write(text: str) -> int:
     return 0
 
 
+Failed = Callable[[str, FileFault], None]  # told of a file that is at fault, and how
+
+
 def _report(options: argparse.Namespace) -> tuple[str, int]:
     """What is to be printed, and the status."""
-    faults: dict[str, FileFault] = {}
+    bad = set[str]()
 
     def failed(file: str, fault: FileFault) -> None:
         if options.part is not None:  # which has to have all files
             raise fault
-        faults.setdefault(file, fault)
+        if file not in bad:
+            _fault(fault)
+        bad.add(file)
 
     check_picture(options.plot)
     entries, notes = _listed(options, failed)
-    if not entries and not faults:
+    if not entries and bad:
+        return "", 2
+    if not entries:
         raise FileFault(", ".join(options.files), "no tensor in it, or none that the filters leave")
-    tensors = [entry.tensor for entry in entries if entry.summed]
-    files = [entry.file for entry in entries if entry.summed]
     if options.part is not None:
-        number, parts = options.part
-        which = Which.of(number, parts, entries)
-        with to_be_saved(options.save, which) as file:
-            shares = [*share(tensors, number, parts)]
-            portions = [portion(tensors[at], *cut) for at, *cut in shares]
-            own = [files[at] for at, *_ in shares]
-            save(file, options.save, which, _read(options, entries, notes, portions, own, failed))
-        nbytes, total = (sum(tensor.nbytes for tensor in some) for some in (portions, tensors))
-        said = (
-            f"part {number} of {parts}, {nbytes:,} of {total:,} bytes, is saved in {options.save}"
-        )
-        return printable(said) + "\n", 0
-
+        return _saved(options, entries, notes, failed), 0
     strengths = _strengths(options, entries)  # before the reading, which may take hours
-    read = _read(options, entries, notes, tensors, files, failed)
-    for fault in faults.values():
-        _fault(fault)
-    if faults:
-        left = [entry.file not in faults for entry in entries]
+    summed = [entry for entry in entries if entry.summed]
+    read = _read(options, entries, notes, summed, failed)
+    if bad:
+        left = [entry.file not in bad for entry in entries]
         strengths = [*compress(strengths, left)]
         read = read.only(left)
-        read.notes.extend(f"{file}: not read, and in no total" for file in faults)
+        read.notes.extend(f"{file}: not read, and in no total" for file in sorted(bad))
     if not read.entries:
         return "", 2
     text, status = _printed(options, read, strengths)
-    return text, 2 if faults else status
+    return text, 2 if bad else status
+
+
+def _saved(
+    options: argparse.Namespace, entries: list[Entry], notes: list[str], failed: Failed
+) -> str:
+    number, parts = options.part
+    summed = [entry for entry in entries if entry.summed]
+    own = [
+        summed[at]._replace(tensor=portion(summed[at].tensor, begin, end))
+        for at, begin, end in share([entry.tensor for entry in summed], number, parts)
+    ]
+    which = Which.of(number, parts, entries)
+    with to_be_saved(options.save, which) as file:
+        save(file, options.save, which, _read(options, entries, notes, own, failed))
+    nbytes, total = (sum(entry.tensor.nbytes for entry in some) for some in (own, summed))
+    said = f"part {number} of {parts}, {nbytes:,} of {total:,} bytes, is saved in {options.save}"
+    return f"{printable(said)}\n"
 
 
 def _merge(options: argparse.Namespace) -> tuple[str, int]:
@@ -160,9 +169,6 @@ def _given(files: Sequence[str]) -> Iterator[str]:
         yield from map(os.fsdecode, filter(None, listed))
 
 
-Failed = Callable[[str, FileFault], None]  # told of a file that is at fault, and how
-
-
 def _listed(options: argparse.Namespace, failed: Failed) -> tuple[list[Entry], list[str]]:
     def wanted(name: str) -> bool:
         included = not options.include or any(regex.search(name) for regex in options.include)
@@ -171,17 +177,22 @@ def _listed(options: argparse.Namespace, failed: Failed) -> tuple[list[Entry], l
     notes: list[str] = []
     entries: list[Entry] = []
     for given in _given(options.files):
-        file = given
         try:
-            for file in files_in(given):
-                said: list[str] = []
+            files = files_in(given)
+        except FileFault as fault:
+            failed(given, fault)
+            continue
+        for file in files:
+            said: list[str] = []
+            try:
                 tensors = open_tensors(file, wanted, said.append)
                 for tensor in tensors:
                     _check_expanded(file, tensor, options.max_member)
-                entries += (Entry(file, one, one.stored is not None) for one in tensors)
-                notes += (f"{file}: {note}" for note in said)
-        except FileFault as fault:
-            failed(file, fault)
+            except FileFault as fault:
+                failed(file, fault)
+                continue
+            entries += (Entry(file, one, one.stored is not None) for one in tensors)
+            notes += (f"{file}: {note}" for note in said)
     return entries, notes
 
 
@@ -189,17 +200,16 @@ def _read(
     options: argparse.Namespace,
     entries: list[Entry],
     notes: list[str],
-    tensors: Sequence[Tensor],
-    files: Sequence[str],
+    read: Sequence[Entry],
     failed: Failed,
 ) -> Read:
-    """The sums of the tensors, which are of these files."""
+    """The sums of those entries that are to be read, or portions of them."""
     build = fp.build_info()
     threads = options.threads or build["threads"]
     begun = time.perf_counter()
-    with _progress(sum(tensor.nbytes for tensor in tensors)) as advance:
+    with _progress(sum(entry.tensor.nbytes for entry in read)) as advance:
         at_once = min(threads, os.cpu_count() or 1)
-        sums = _sums(tensors, files, at_once, not options.no_mmap, advance, failed)
+        sums = _sums(read, at_once, not options.no_mmap, advance, failed)
     seconds = time.perf_counter() - begun
     return Read(entries, notes, sums, seconds, build["active_isa"], threads)
 
@@ -342,24 +352,27 @@ class _Ahead(NamedTuple):
     """A batch that is read, or will be."""
 
     file: str
-    places: list[int]  # of its tensors
+    places: list[int]  # of its entries
     batch: Batch
     future: Future[fp.PartialSums] | None
 
 
 def _sums(
-    tensors: Sequence[Tensor],
-    files: Sequence[str],
+    entries: Sequence[Entry],
     threads: int,
     mapped: bool,
     advance: Callable[[int], None],
     failed: Failed,
 ) -> fp.PartialSums:
-    """Those of a file that has failed are not to be used."""
-    limbs, largest = no_sums(len(tensors))
+    """Of each entry; those of a file that has failed are not to be used."""
+    limbs, largest = no_sums(len(entries))
     waiting: deque[_Ahead] = deque()
     nbytes, last = 0, -1  # what has been read
     bad = set[str]()
+
+    def fail(file: str, fault: FileFault) -> None:
+        bad.add(file)
+        failed(file, fault)
 
     def submitted(batch: Batch) -> Future[fp.PartialSums] | None:
         try:
@@ -373,38 +386,43 @@ def _sums(
         try:
             found = future.result() if future else _sums_of(batch)
         except FileFault as fault:
-            bad.add(file)
-            failed(file, fault)
+            fail(file, fault)
             return
         limbs[places] += found.limbs
         largest[places] = np.maximum(largest[places], largest_of(found))
         nbytes, last = nbytes + batch.nbytes, places[-1]
         advance(batch.nbytes)
 
+    def file_of(place: int) -> str:
+        return entries[place].file
+
+    # As they lie in the files, whatever the order in which they are listed.
+    in_order = sorted(
+        range(len(entries)), key=lambda place: (file_of(place), place_of(entries[place].tensor))
+    )
     # Each thread reads and sums batches of its own. They merge exactly, in any order.
-    in_order = sorted(range(len(tensors)), key=lambda at: (files[at], place_of(tensors[at])))
     try:
         with ThreadPoolExecutor(threads) as pool:
-            for file, own in groupby(in_order, key=files.__getitem__):
-                places = [*own]
+            for file, group in groupby(in_order, file_of):
+                places = [*group]
+                tensors = [entries[place].tensor for place in places]
                 try:
-                    for batch in batches([tensors[at] for at in places], BATCH, mapped=mapped):
+                    for batch in batches(tensors, BATCH, mapped=mapped):
                         if len(waiting) == 2 * threads:
                             take_first()
                         if file in bad:
                             break
-                        of_batch = places[batch.first : batch.first + batch.tensors]
-                        waiting.append(_Ahead(file, of_batch, batch, submitted(batch)))
+                        own = places[batch.first : batch.first + batch.tensors]
+                        waiting.append(_Ahead(file, own, batch, submitted(batch)))
                 except FileFault as fault:
-                    bad.add(file)
-                    failed(file, fault)
+                    fail(file, fault)
             while waiting:
                 take_first()
     except KeyboardInterrupt:
-        total = sum(tensor.nbytes for tensor in tensors)
+        total = sum(entry.tensor.nbytes for entry in entries)
         read = f"{nbytes:,} of {total:,} bytes had been read"
-        if last >= 0 and (stored := tensors[last].stored):
-            read += f", the last ones of {tensors[last].name!r} in {stored.source.path}"
+        if last >= 0 and (stored := entries[last].tensor.stored):
+            read += f", the last ones of {entries[last].tensor.name!r} in {stored.source.path}"
         raise KeyboardInterrupt(f"interrupted: {read}") from None
     return fp.PartialSums(limbs, largest=largest)
 

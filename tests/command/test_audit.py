@@ -135,6 +135,15 @@ def test_a_folder_of_weight_files(capsys, tmp_path):
     assert [row["file"] for row in report["tensors"]] == [str(tmp_path)] * 2
 
 
+def test_a_bad_file_in_a_folder_does_not_discard_those_behind_it(capsys, tmp_path):
+    np.save(tmp_path / "1.npy", ints(3))
+    (tmp_path / "2.npy").write_bytes(b"")
+    np.save(tmp_path / "3.npy", ints(4))
+    out, said = failing(capsys, 2, tmp_path, "--json")
+    assert said == [f"{tmp_path / '2.npy'}: the file is empty"]
+    assert [row["size"] for row in json.loads(out)["tensors"]] == [3, 4]
+
+
 def test_a_folder_with_a_model_in_both_formats(capsys, tmp_path):
     save_file(TINY, tmp_path / "model.safetensors")
     weight_map = json.dumps({"weight_map": dict.fromkeys(TINY, "model.safetensors")})

@@ -74,7 +74,7 @@ def test_a_bad_file_does_not_discard_the_others(capsys, tmp_path, tiny, monkeypa
     report = json.loads(out)
     assert report["tensors"] == whole["tensors"]
     assert report["totals"] == whole["totals"]
-    left_out = [f"{path}: not read, and in no total" for path in (missing, broken)]
+    left_out = [f"{path}: not read, and in no total" for path in (broken, missing)]
     assert report["notes"] == left_out
     out, _ = failing(capsys, 2, *argv, "--csv")
     assert out == run(capsys, tiny, tmp_path / "last.npz", "--csv")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from command import NUMBERS, exact_sums, model, run, run_json
+from command import NUMBERS, exact_sums, failing, model, run, run_json
 from fused_penalties import cli
 from weight_files import ints
 
@@ -143,6 +143,14 @@ def test_rules_at_fault(capsys, tmp_path, tiny, text, fault):
     assert out == ""
     assert err.startswith(f"fused-penalties: {rules}: {fault}")
     assert err.count("\n") == 1
+
+
+def test_rules_for_files_of_which_none_can_be_read(capsys, tmp_path):
+    """The files are at fault, not that the rules find no name."""
+    rules = rules_in(tmp_path, '{"w": null}')
+    path = tmp_path / "none.npy"
+    out, said = failing(capsys, 2, path, "--rules", rules)
+    assert (out, said) == ("", [f"{path}: No such file or directory"])
 
 
 def test_rules_that_cannot_be_read(capsys, tmp_path, tiny):
