@@ -133,12 +133,14 @@ public:
         return made;
     }
 
-    // Into arrays of float64: both sums of each buffer, and both over all.
-    void sums(Handle stream, const py::object& each, const py::object& totals) {
+    // Into arrays of float64: both sums of each buffer, both over all, and, unless it is None, the largest magnitudes
+    // of each and of all.
+    void sums(Handle stream, const py::object& each, const py::object& totals, const py::object& largest) {
         auto* const abs = doubles(each, 2 * weights_.size());
         auto* const both = doubles(totals, 2);
+        uint64_t* const magnitudes = largest_bits(largest);
         after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
-            sum(queue, captured, {});
+            sum_all(queue, captured, magnitudes);
             auto results = finish(captured);
             results.abs = abs;
             results.square = abs + weights_.size();
@@ -158,10 +160,12 @@ public:
         });
     }
 
-    void limbs(Handle stream, const py::object& limbs) {
+    // `largest` as in `sums`.
+    void limbs(Handle stream, const py::object& limbs, const py::object& largest) {
         auto* const to = static_cast<int64_t*>(memory(limbs, weights_.size() * cuda::kBothLimbs * sizeof(int64_t)));
+        uint64_t* const magnitudes = largest_bits(largest);
         after_earlier_calls(stream, [&](const Queue& queue, bool captured) {
-            sum(queue, captured, {});
+            sum_all(queue, captured, magnitudes);
             auto results = finish(captured);
             results.limbs = to;
             cuda::launch(queue, results);
@@ -290,6 +294,11 @@ private:
     double* doubles(const py::object& array, size_t count) const {
         return static_cast<double*>(memory(array, count * sizeof(double)));
     }
+    size_t largest_bytes() const { return (weights_.size() + 1) * sizeof(uint64_t); }
+    // An array of float64, as which these bits are numbers, or None.
+    uint64_t* largest_bits(const py::object& array) const {
+        return array.is_none() ? nullptr : static_cast<uint64_t*>(memory(array, largest_bytes()));
+    }
     void* results(const py::object& array, size_t count) const {
         return array.is_none() ? nullptr : memory(array, count * (weights_.wide() ? sizeof(double) : sizeof(float)));
     }
@@ -348,6 +357,13 @@ private:
 
     void sum(const Queue& queue, bool captured, const cuda::Coefficients& coefficients) {
         cuda::launch(queue, table_, cuda::SumArguments{uploaded_table(), {}, workspace(captured), coefficients});
+    }
+
+    // Of every buffer, and the largest magnitudes unless `largest` is null.
+    void sum_all(const Queue& queue, bool captured, uint64_t* largest) {
+        if (!largest) return sum(queue, captured, {});
+        cuda::clear(queue, largest, largest_bytes());
+        cuda::launch(queue, table_, cuda::LargestArguments{{uploaded_table(), {}, workspace(captured), {}}, largest});
     }
 
     void differentiate(const Queue& queue, bool captured, const HostTable& table, void* uploaded,
@@ -476,9 +492,9 @@ void define_device_plan(py::module_& m) {
         .def_property_readonly("turns", &DeviceCore::turns)
         .def("until_now", &DeviceCore::until_now, arg("stream"))
         .def("strengths", &DeviceCore::strengths, arg("stream"), arg("l1"), arg("l2"), py::keep_alive<0, 1>())
-        .def("sums", &DeviceCore::sums, arg("stream"), arg("each"), arg("totals"))
+        .def("sums", &DeviceCore::sums, arg("stream"), arg("each"), arg("totals"), arg("largest"))
         .def("norm", &DeviceCore::norm, arg("stream"), arg("norm"))
-        .def("limbs", &DeviceCore::limbs, arg("stream"), arg("limbs"))
+        .def("limbs", &DeviceCore::limbs, arg("stream"), arg("limbs"), arg("largest"))
         .def("value", &DeviceCore::value, arg("stream"), arg("strengths"), arg("value"), arg("values"))
         .def(
             "rounded_total",

@@ -36,6 +36,12 @@ struct SumArguments {
     Coefficients coefficients;  // or null: every buffer is read
 };
 
+// The same, and the largest magnitudes, as the bits of float64: each buffer's, then the one over all. They are zero
+// before, and there is no more to them: `finish` has no part in it.
+struct LargestArguments : SumArguments {
+    uint64_t* largest;  // n + 1
+};
+
 // The number of a change: known here, or read by the kernel, so that nobody waits for what computes it.
 struct Number {
     double known;

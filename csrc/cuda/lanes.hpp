@@ -59,6 +59,10 @@ FUSED_PENALTIES_DEVICE T* in_device_memory(T* address) {
 FUSED_PENALTIES_DEVICE float magnitude(float x) { return fabsf(x); }
 FUSED_PENALTIES_DEVICE double magnitude(double x) { return fabs(x); }
 
+// The larger one of two magnitudes; of a NaN and a number the number.
+FUSED_PENALTIES_DEVICE float larger(float x, float y) { return fmaxf(x, y); }
+FUSED_PENALTIES_DEVICE double larger(double x, double y) { return fmax(x, y); }
+
 // x·y + z, rounded once.
 FUSED_PENALTIES_DEVICE float fused(float x, float y, float z) { return __fmaf_rn(x, y, z); }
 FUSED_PENALTIES_DEVICE double fused(double x, double y, double z) { return __fma_rn(x, y, z); }
@@ -92,6 +96,9 @@ FUSED_PENALTIES_DEVICE int leading_zeros(uint32_t bits) { return __clz(int(bits)
 
 FUSED_PENALTIES_DEVICE void atomic_add(int64_t* to, int64_t value) {
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+FUSED_PENALTIES_DEVICE void atomic_max(uint64_t* to, uint64_t value) {
+    atomicMax(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 // Adds one and returns what was there.
 FUSED_PENALTIES_DEVICE uint32_t atomic_next(uint32_t* counter) { return atomicAdd(counter, 1u); }
@@ -130,6 +137,8 @@ inline Real not_zero(Real value) {
     return value;
 }
 using canon::magnitude;
+inline float larger(float x, float y) { return std::fmax(x, y); }
+inline double larger(double x, double y) { return std::fmax(x, y); }
 inline float fused(float x, float y, float z) { return std::fma(x, y, z); }
 inline double fused(double x, double y, double z) { return std::fma(x, y, z); }
 template <class T>
@@ -162,6 +171,9 @@ inline int leading_zeros(uint32_t bits) {
 }
 
 inline void atomic_add(int64_t* to, int64_t value) { *to += value; }
+inline void atomic_max(uint64_t* to, uint64_t value) {
+    if (value > *to) *to = value;
+}
 inline uint32_t atomic_next(uint32_t* counter) { return (*counter)++; }
 inline void fence() {}
 inline int64_t fresh(const int64_t* from) { return *from; }

@@ -29,6 +29,15 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(const __grid_c
 }
 
 __global__ void __launch_bounds__(kThreads, kResident)
+    sum_and_largest_kernel(const __grid_constant__ LargestArguments arguments) {
+    __shared__ LargestMemory memory[kWarps];
+    const uint32_t warp = threadIdx.x / kLanes;
+    sum(arguments, memory[warp], blockIdx.x * kWarps + warp, gridDim.x * kWarps);
+    __syncthreads();
+    bring_together(arguments.workspace, memory, kWarps, warp);
+}
+
+__global__ void __launch_bounds__(kThreads, kResident)
     gradient_kernel(const __grid_constant__ GradientArguments arguments) {
     __shared__ WarpMemory memory[kWarps];
     const uint32_t warp = threadIdx.x / kLanes;
@@ -98,6 +107,7 @@ void prepare(int device) {
     const OnDevice on(device);
     cudaFuncAttributes attributes;
     CHECK(cudaFuncGetAttributes(&attributes, sum_kernel));
+    CHECK(cudaFuncGetAttributes(&attributes, sum_and_largest_kernel));
     CHECK(cudaFuncGetAttributes(&attributes, gradient_kernel));
     CHECK(cudaFuncGetAttributes(&attributes, update_kernel));
     CHECK(cudaFuncGetAttributes(&attributes, finish_kernel));
@@ -106,6 +116,11 @@ void prepare(int device) {
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
     const OnDevice device(queue.device);
     start_range(queue, sum_kernel, arguments, 0, table.blocks());
+}
+
+void launch(const Queue& queue, const HostTable& table, LargestArguments arguments) {
+    const OnDevice device(queue.device);
+    start_range(queue, sum_and_largest_kernel, arguments, 0, table.blocks());
 }
 
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments) {

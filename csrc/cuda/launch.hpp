@@ -17,6 +17,7 @@ void prepare(int device);
 
 // Each works on all blocks of its table; the arguments' range is set here.
 void launch(const Queue& queue, const HostTable& table, SumArguments arguments);
+void launch(const Queue& queue, const HostTable& table, LargestArguments arguments);
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments);
 void launch(const Queue& queue, const HostTable& table, UpdateArguments arguments);
 void launch(const Queue& queue, const FinishArguments& arguments);

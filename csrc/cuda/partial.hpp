@@ -81,7 +81,8 @@ private:
 // When all warps of a block of threads are done: adds what they still have in shared memory to the workspace. Warps
 // that ended with the same buffer, as most do in large ones, add their rows first, so that there are fewer atomics: the
 // first of them does it.
-FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const WarpMemory* memory, uint32_t warps,
+template <class Memory>
+FUSED_PENALTIES_DEVICE void bring_together(const Workspace& workspace, const Memory* memory, uint32_t warps,
                                            uint32_t warp) {
     const int64_t slot = memory[warp].slot;
     bool first = slot >= 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "changes.hpp"
+#include "largest.hpp"
 #include "line.hpp"
 #include "partial.hpp"
 
@@ -31,25 +32,35 @@ FUSED_PENALTIES_DEVICE PerLane<double> wide_tree(const Table& table, const Buffe
     return tree<canon::WideBFloat16>(Elements<uint16_t>(buffer.weights, table.axes, first, n), stage, wide);
 }
 
-// The sums of all blocks of the range, into the workspace; `bring_together` has to follow.
-FUSED_PENALTIES_DEVICE void sum(const SumArguments& arguments, WarpMemory& memory, uint32_t warp, uint32_t warps) {
+// The sums of all blocks of the range, into the workspace, and the largest magnitudes if LargestArguments ask for them;
+// `bring_together` has to follow.
+template <class Arguments>
+FUSED_PENALTIES_DEVICE void sum(const Arguments& arguments, typename LargestFor<Arguments>::Memory& memory,
+                                uint32_t warp, uint32_t warps) {
     const Table& table = arguments.table;
     Partial partial(arguments.workspace, memory);
+    LargestFor<Arguments> largest(arguments, memory);
     sweep(table, arguments.range, warp, warps,
           [&](uint32_t i, const Buffer& buffer, uint64_t begin, uint64_t end) FUSED_PENALTIES_INLINE {
               if (arguments.coefficients.l1 && !penalized(arguments.coefficients, i)) return;
               partial.begin(i, buffer);
+              largest.begin(i);
               each_block(buffer, begin, end, [&](uint64_t first, int n) FUSED_PENALTIES_INLINE {
                   PerLane<double> sums;
                   bool wide = false;
                   with_type(buffer.weights.dtype, [&](auto type) FUSED_PENALTIES_INLINE {
                       using Type = decltype(type);
                       const Elements<typename Type::Element> elements(buffer.weights, table.axes, first, n);
-                      sums = tree<Type>(elements, memory.stage, wide);
+                      PerLane<Accumulators<Type, decltype(largest)::kSought>> accumulators;
+                      accumulate(elements, memory.stage, accumulators);
+                      largest.take(accumulators);
+                      sums = sums_of(accumulators, wide);
                   });
+                  largest.take_nan(sums);
                   partial.add(wide ? wide_tree(table, buffer, first, n, memory.stage) : sums);
               });
           });
+    largest.end();
 }
 
 // Calls run(type, target) with the types of a buffer's weights and of its gradient.

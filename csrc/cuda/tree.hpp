@@ -15,10 +15,11 @@ constexpr int kSumRows = FUSED_PENALTIES_GPU_ROWS;
 static_assert(kRows % kSumRows == 0, "rows past the last would be another strip's");
 
 // What one lane of the warp adds up while it walks the rows: the accumulators of those lanes of the tree that it has.
-template <class Type>
+template <class Type, bool kLargest = false>
 struct Accumulators {
     Lane<typename Type::Real> of[kOwn<Type>];
-    float largest;  // magnitude, for bfloat16; without NaN, with which a block sums to NaN under either rule
+    // The largest magnitude, for bfloat16, and where it is asked for. Without NaN, which a block's sums tell.
+    canon::Compute<Type> largest;
 
     FUSED_PENALTIES_DEVICE void clear() {
         FUSED_PENALTIES_UNROLLED
@@ -33,7 +34,8 @@ struct Accumulators {
             const typename Type::Real x = values.at[k];
             of[k].a = canon::add(of[k].a, magnitude(x));
             of[k].s = Type::exact_squares ? fused(x, x, of[k].s) : canon::add(of[k].s, canon::multiply(x, x));
-            if constexpr (std::is_same<Type, canon::BFloat16>::value) largest = fmaxf(largest, magnitude(x));
+            if constexpr (kLargest || std::is_same<Type, canon::BFloat16>::value)
+                largest = larger(largest, magnitude(values.at[k]));
         }
     }
 };
@@ -73,8 +75,8 @@ FUSED_PENALTIES_DEVICE void add_partner(PerLane<double>& values, int mask) {
 // instead, as long as there are several: first the lower lanes keep the magnitudes and the upper ones the
 // squares, then the bits of the lane's number say which of its values it keeps. Values are widened after the first
 // step, when there are half as many.
-template <class Type>
-FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Accumulators<Type>>& accumulators) {
+template <class Type, bool kLargest>
+FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Accumulators<Type, kLargest>>& accumulators) {
     constexpr int own = kOwn<Type>;
     static_assert(own <= 8, "more of them need another step");
     PerLane<PartlyFolded<own>> values;
@@ -104,8 +106,8 @@ FUSED_PENALTIES_DEVICE PerLane<double> fold(const PerLane<Accumulators<Type>>& a
 
 // canon::needs_wide_lanes of the largest magnitude in all lanes. The lanes vote on it, which takes fewer steps than to
 // find which one is the largest.
-template <class Type>
-FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Accumulators<Type>>& accumulators) {
+template <class Type, bool kLargest>
+FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Accumulators<Type, kLargest>>& accumulators) {
     PerLane<bool> nonzero, narrow, too_large;
     each_lane([&](int lane) {
         const uint32_t largest = canon::bits_of_float(accumulators[lane].largest);
@@ -116,9 +118,9 @@ FUSED_PENALTIES_DEVICE bool needs_wide_lanes(const PerLane<Accumulators<Type>>& 
     return ballot(nonzero) != 0 && (ballot(narrow) == 0 || ballot(too_large) != 0);
 }
 
-template <class Type, bool aligned, int together>
+template <class Type, bool aligned, int together, bool kLargest>
 FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& elements,
-                                     PerLane<Accumulators<Type>>& accumulators) {
+                                     PerLane<Accumulators<Type, kLargest>>& accumulators) {
     const int rows = rows_of<Type>(elements.size());
     FUSED_PENALTIES_ROLLED
     for (int row = 0; row < rows; row += together) {
@@ -132,13 +134,14 @@ FUSED_PENALTIES_DEVICE void add_rows(const Elements<typename Type::Element>& ele
     }
 }
 
-// Both sums of one block. `wide` tells whether a bfloat16 block has to be summed by the wide rule instead.
-template <class Type>
-FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Element>& elements, unsigned char* stage,
-                                            bool& wide) {
-    // The wide rule's accumulators need so many registers that only few rows fit beside them.
-    constexpr int together = std::is_same<Type, canon::WideBFloat16>::value ? kFewRows : kSumRows;
-    PerLane<Accumulators<Type>> accumulators;
+// What every lane adds up of one block.
+template <class Type, bool kLargest>
+FUSED_PENALTIES_DEVICE void accumulate(const Elements<typename Type::Element>& elements, unsigned char* stage,
+                                       PerLane<Accumulators<Type, kLargest>>& accumulators) {
+    // The wide rule's accumulators need so many registers that only few rows fit beside them; bfloat16, which has the
+    // most others, and the largest magnitudes leave no room for 16.
+    constexpr bool wide = std::is_same<Type, canon::WideBFloat16>::value;
+    constexpr int together = wide ? kFewRows : kLargest && std::is_same<Type, canon::BFloat16>::value ? 8 : kSumRows;
     each_lane([&](int lane) { accumulators[lane].clear(); });
     if (elements.aligned()) {
         add_rows<Type, true, together>(elements, accumulators);
@@ -148,8 +151,21 @@ FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Elemen
     each_left_over<Type>(elements.size(), elements.contiguous(), [&](int lane, int first) {
         accumulators[lane].add(unpack<Type>(elements.template gather<kOwn<Type>>(first, stage + lane * kStage)));
     });
+}
+
+// Both sums of one block. `wide` tells whether a bfloat16 block has to be summed by the wide rule instead.
+template <class Type, bool kLargest>
+FUSED_PENALTIES_DEVICE PerLane<double> sums_of(const PerLane<Accumulators<Type, kLargest>>& accumulators, bool& wide) {
     if constexpr (std::is_same<Type, canon::BFloat16>::value) wide = needs_wide_lanes(accumulators);
     return fold<Type>(accumulators);
+}
+
+template <class Type>
+FUSED_PENALTIES_DEVICE PerLane<double> tree(const Elements<typename Type::Element>& elements, unsigned char* stage,
+                                            bool& wide) {
+    PerLane<Accumulators<Type>> accumulators;
+    accumulate(elements, stage, accumulators);
+    return sums_of(accumulators, wide);
 }
 
 }  // namespace cuda

@@ -100,12 +100,13 @@ class DevicePlan:
             return self._core.strengths(stream, l1, l2)
 
     def sums(self, largest: bool) -> FoundSums:
-        if largest:
-            raise NotImplementedError("largest: weights on a GPU")
+        n = len(self.dtypes)
         with self._stream() as stream:
-            each, totals = self._empty(2, len(self.dtypes)), self._empty(2)
-            self._core.sums(stream, each, totals)
-        return each[0], each[1], totals[0], totals[1], self._core.sizes, None, None
+            each, totals = self._empty(2, n), self._empty(2)
+            found = self._empty(n + 1) if largest else None
+            self._core.sums(stream, each, totals, found)
+        sums = each[0], each[1], totals[0], totals[1], self._core.sizes
+        return (*sums, None, None) if found is None else (*sums, found[:n], found[n])
 
     def l2_norm(self) -> Any:
         with self._stream() as stream:
@@ -116,11 +117,16 @@ class DevicePlan:
     def limbs(self) -> NDArray[np.int64]:
         with self._stream() as stream:
             limbs = self._empty(len(self.dtypes), 2, _core.LIMBS, dtype="int64")
-            self._core.limbs(stream, limbs)
+            self._core.limbs(stream, limbs, None)
             return self._library.to_host(limbs)
 
     def limbs_and_largest(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        raise NotImplementedError("largest: weights on a GPU")
+        n = len(self.dtypes)
+        with self._stream() as stream:
+            limbs = self._empty(n, 2, _core.LIMBS, dtype="int64")
+            largest = self._empty(n + 1)
+            self._core.limbs(stream, limbs, largest)
+            return self._library.to_host(limbs), self._library.to_host(largest)[:n]
 
     def value(self, strengths: Any) -> Any:
         with self._stream() as stream:

@@ -20,7 +20,13 @@ import pytest
 
 from source_tree import PATH, SOURCE
 
-KERNELS = {"sum_kernel", "gradient_kernel", "update_kernel", "finish_kernel"}
+KERNELS = {
+    "sum_kernel",
+    "sum_and_largest_kernel",
+    "gradient_kernel",
+    "update_kernel",
+    "finish_kernel",
+}
 
 # The parts of the kernels, from tests/native/machine_code.cu: what each computes with, and what
 # would be one rounding too few, or one of the wrong width. Where a square is exact, it may be fused
@@ -31,6 +37,10 @@ BLOCKS = {
     "sums_WideBFloat16": ("DADD DFMA", "FADD FMUL FFMA"),
     "sums_Float32": ("DADD DFMA", "FADD FMUL FFMA"),
     "sums_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
+    "largest_Float16": ("FADD FFMA FMNMX", "DMUL DFMA"),
+    "largest_BFloat16": ("FADD FMUL FMNMX", "FFMA DMUL DFMA"),
+    "largest_Float32": ("DADD DFMA FMNMX", "FADD FMUL FFMA"),
+    "largest_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
     "differentiate_Float16_Float16": ("FADD FMUL", "DMUL DFMA"),
     "differentiate_Float16_Float32": ("FADD FMUL", "DMUL DFMA"),
     "differentiate_BFloat16_BFloat16": ("FADD FMUL", "FFMA DMUL DFMA"),
@@ -58,6 +68,10 @@ TOGETHER = {
     "sums_WideBFloat16": (2 * 4, 2 * 4 * 8),
     "sums_Float32": (2 * 16, 2 * 4 * 4),
     "sums_Float64": (2 * 16, 2 * 4 * 2),
+    "largest_Float16": (2 * 16, 2 * 4 * 8),
+    "largest_BFloat16": (2 * 8, 2 * 4 * 8),
+    "largest_Float32": (2 * 16, 2 * 4 * 4),
+    "largest_Float64": (2 * 16, 2 * 4 * 2),
     "differentiate_Float16_Float16": (4 + 4, 4 * 8 + 4 * 8),
     "differentiate_Float16_Float32": (2 + 2 * 2, 2 * 8 + 2 * 8),
     "differentiate_BFloat16_BFloat16": (4 + 4, 4 * 8 + 4 * 8),
@@ -293,14 +307,14 @@ def test_what_is_timed_beside_the_default(option: str, tmp_path: Path) -> None:
     assert (gradient.count(r"CCTL\S*\.PF2\b") > 0) == (option == "GPU_GRADIENT_PREFETCH=1")
 
 
-@pytest.mark.parametrize("name", [*BLOCKS, "sum_kernel", "gradient_kernel", "update_kernel"])
+@pytest.mark.parametrize("name", [*BLOCKS, *sorted(KERNELS - {"finish_kernel"})])
 def test_memory_is_accessed_16_bytes_at_a_time(
     name: str, kernels: Compiled, parts: Compiled
 ) -> None:
     """And as the device's own memory: what might be shared memory too takes longer."""
     for function in (kernels if name in KERNELS else parts).named(name):
         assert function.count(r"LDG\S*\.128\b") > 0, function
-        writes = not name.startswith("sum")
+        writes = not name.startswith(("sum", "largest"))
         assert (function.count(r"STG\S*\.128\b") > 0) == writes, function
         assert function.count(r"(LD|ST)\.\S*128\b") == 0, function
 

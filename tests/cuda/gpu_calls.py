@@ -58,6 +58,7 @@ CALLS: dict[str, Callable[[fp.Plan, list[Any]], Any]] = {
     "values": lambda plan, grads: plan.values(),
     "abs": lambda plan, grads: plan.sums().abs,
     "total_square": lambda plan, grads: plan.sums().total_square,
+    "largest": lambda plan, grads: plan.sums(largest=True).largest,
     "l1_norm": lambda plan, grads: plan.l1_norm(),
     "l2_norm": lambda plan, grads: plan.l2_norm(),
     "value_and_grad": lambda plan, grads: plan.value_and_grad(grads, -0.5),
@@ -68,7 +69,7 @@ CALLS: dict[str, Callable[[fp.Plan, list[Any]], Any]] = {
     "decay": lambda plan, grads: plan.decay(0.1),
     "set_regularizer": lambda plan, grads: plan.set_regularizer(some(len(plan))[::-1]),
 }
-READS = [*CALLS][:6]
+READS = [*CALLS][:7]
 
 
 @contextmanager

@@ -23,13 +23,15 @@ dtypes = pytest.mark.parametrize("dtype", oracle.DTYPES)
 
 
 def assert_like_cpu(arrays: list[np.ndarray]) -> fp.Sums:
-    """Sums, totals and limbs; and nothing was written."""
+    """Sums, totals and limbs, with the largest magnitudes and without; and nothing was written."""
     twins = Twins(arrays)
     sums = fp.sums(twins.gpu)
     assert_same_sums(sums, fp.sums(twins.host))
-    np.testing.assert_array_equal(
-        fp.partial_sums(twins.gpu).limbs, fp.partial_sums(twins.host).limbs
-    )
+    assert_same_sums(fp.sums(twins.gpu, largest=True), fp.sums(twins.host, largest=True))
+    on_gpu, on_cpu = (fp.partial_sums(x, largest=True) for x in (twins.gpu, twins.host))
+    np.testing.assert_array_equal(on_gpu.limbs, on_cpu.limbs)
+    assert hexes(on_gpu.largest) == hexes(on_cpu.largest)
+    np.testing.assert_array_equal(fp.partial_sums(twins.gpu).limbs, on_cpu.limbs)
     twins.check()
     return sums
 

@@ -29,6 +29,21 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
         keep(to, sums, wide);                                                                              \
     }
 
+#define LARGEST(Type)                                                                               \
+    extern "C" __global__ void largest_##Type(const __grid_constant__ Block block, double* to,      \
+                                              const __grid_constant__ LargestArguments arguments) { \
+        __shared__ LargestMemory memory;                                                            \
+        bool wide = false;                                                                          \
+        Largest largest(arguments, memory);                                                         \
+        PerLane<Accumulators<canon::Type, true>> accumulators;                                      \
+        accumulate(block.elements<canon::Type>(), memory.stage, accumulators);                      \
+        largest.take(accumulators);                                                                 \
+        const PerLane<double> sums = sums_of(accumulators, wide);                                   \
+        largest.take_nan(sums);                                                                     \
+        largest.end();                                                                              \
+        keep(to, sums, wide);                                                                       \
+    }
+
 #define DIFFERENTIATE(Type, Target)                                                                                \
     extern "C" __global__ void differentiate_##Type##_##Target(                                                    \
         const __grid_constant__ Block weights, const __grid_constant__ Block grads, Factors factors, double* to) { \
@@ -70,6 +85,7 @@ FUSED_PENALTIES_DEVICE void keep(double* to, const PerLane<double>& sums, bool w
 
 #define PARTS(dtype, Type)     \
     SUMS(Type)                 \
+    LARGEST(Type)              \
     DIFFERENTIATE(Type, Type)  \
     STORE_GRADIENT(Type, Type) \
     FORMULAS(Type)

@@ -78,6 +78,16 @@ void start_change(const Queue& queue, const HostTable& table, const Arguments& a
     for (size_t i = 0; i < table.buffers(); ++i) start_range(queue, arguments, table.begin(i), table.end(i), program);
 }
 
+template <class Arguments>
+void start_sum(const Queue& queue, const HostTable& table, const Arguments& arguments) {
+    start_range(queue, arguments, 0, table.blocks(), [](const Arguments& given, const ThreadBlock& threads) {
+        auto memory = filled<typename LargestFor<Arguments>::Memory>(threads.warps);
+        threads.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { sum(given, memory[k], warp, warps); });
+        threads.each_warp(
+            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, memory.get(), threads.warps, k); });
+    });
+}
+
 }  // namespace
 
 std::string toolkit() { return "emulated"; }
@@ -87,13 +97,10 @@ void prepare(int) {
     CHECK(attempt());
 }
 
-void launch(const Queue& queue, const HostTable& table, SumArguments arguments) {
-    start_range(queue, arguments, 0, table.blocks(), [](const SumArguments& given, const ThreadBlock& threads) {
-        auto memory = filled<WarpMemory>(threads.warps);
-        threads.each_warp([&](uint32_t k, uint32_t warp, uint32_t warps) { sum(given, memory[k], warp, warps); });
-        threads.each_warp(
-            [&](uint32_t k, uint32_t, uint32_t) { bring_together(given.workspace, memory.get(), threads.warps, k); });
-    });
+void launch(const Queue& queue, const HostTable& table, SumArguments arguments) { start_sum(queue, table, arguments); }
+
+void launch(const Queue& queue, const HostTable& table, LargestArguments arguments) {
+    start_sum(queue, table, arguments);
 }
 
 void launch(const Queue& queue, const HostTable& table, GradientArguments arguments) {

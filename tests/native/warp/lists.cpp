@@ -79,6 +79,8 @@ void list_of(size_t n) {
     if (number.on_device == &narrow) upstream = narrow;
     std::vector<ExactSums> wanted(n);
     ExactSums total;
+    std::vector<uint64_t> largest(n + 1), wanted_largest(n + 1);
+    const bool with_largest = !differentiates && any(2);
     for (size_t i = 0; i < n; ++i) {
         const auto dtype = DType(any(kDTypes));
         const uint64_t block = uint64_t(block_elements(dtype)), near = block * any(3) + any(9);
@@ -98,6 +100,8 @@ void list_of(size_t n) {
             const auto* values = weights[i]->elements_of<typename Type::Element>();
             for (uint64_t at = 0; at < count && sums; at += block)
                 wanted[i].add(canon::block_sums<Type>(values + at, int(std::min(block, count - at))));
+            if (with_largest)
+                wanted_largest[i] = canon::widened_magnitude<Type>(canon::largest<Type>(values, int(count)));
             const Factors factors = canon::factors_of(ChangeKind::gradient, l1[i], l2[i], upstream);
             const Real x = Real(factors.x), y = Real(factors.y);
             if (!differentiates || (x == 0 && y == 0)) return;
@@ -115,6 +119,7 @@ void list_of(size_t n) {
             }
         });
         total.add(wanted[i]);
+        wanted_largest[n] = std::max(wanted_largest[n], wanted_largest[i]);
     }
     const HostTable host(spans.data(), differentiates ? targets.data() : nullptr, n, false);
     std::vector<uint64_t> memory(host.bytes().size() / 8 + 1);
@@ -126,8 +131,8 @@ void list_of(size_t n) {
     uint32_t finished = 0;
     const Workspace workspace{limbs.data(), singles.data(), &finished};
     uint32_t blocks = 1 + uint32_t(any(6)), warps = 1 + uint32_t(any(4));
-    std::vector<WarpMemory> warp_memory(warps);
-    const auto forget = [&] { memset(static_cast<void*>(warp_memory.data()), 0x5a, warps * sizeof(WarpMemory)); };
+    std::vector<LargestMemory> warp_memory(warps);
+    const auto forget = [&] { memset(static_cast<void*>(warp_memory.data()), 0x5a, warps * sizeof warp_memory[0]); };
     const auto gathered = [&] {
         for (uint32_t k = 0; k < warps; ++k) bring_together(workspace, warp_memory.data(), warps, k);
         forget();
@@ -141,8 +146,13 @@ void list_of(size_t n) {
             [&](uint32_t k, uint32_t warp, uint32_t all) { gradient(arguments, warp_memory[k], warp, all); }, gathered);
     } else {
         const SumArguments arguments{table, range, workspace, {nullptr, nullptr}};
+        const LargestArguments both{arguments, largest.data()};
         blocks_of_threads(
-            blocks, warps, [&](uint32_t k, uint32_t warp, uint32_t all) { sum(arguments, warp_memory[k], warp, all); },
+            blocks, warps,
+            [&](uint32_t k, uint32_t warp, uint32_t all) {
+                if (with_largest) return sum(both, warp_memory[k], warp, all);
+                sum(arguments, warp_memory[k], warp, all);
+            },
             gathered);
     }
 
@@ -173,6 +183,7 @@ void list_of(size_t n) {
         CHECK(weights[i]->as_wanted() && grads[i]->as_wanted(), "%s", what.c_str());
     }
     CHECK(same(totals[0], total.abs.value()) && same(totals[1], total.square.value()), "%zu buffers", n);
+    CHECK(largest == wanted_largest, "%zu buffers", n);
     CHECK(finished == 0 && limbs == std::vector<int64_t>(limbs.size()), "what the next call finds, %zu buffers", n);
 }
 
