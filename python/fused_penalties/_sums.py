@@ -79,8 +79,10 @@ class Sums:
 
     @classmethod
     def of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
-        largest, total_largest = found[5:]
-        return cls(*found[:5], names, largest=largest, total_largest=total_largest)
+        abs_, square, total_abs, total_square, sizes, largest, total_largest = found
+        sums = cls(abs_, square, total_abs, total_square, sizes, names)
+        sums.largest, sums.total_largest = largest, total_largest
+        return sums
 
     def __len__(self) -> int:
         return len(self.abs)
