@@ -28,7 +28,7 @@ class StreamingSums:
     Chunks may have any sizes, also smaller than a block of 8 KiB: the sums are those of
     ``np.concatenate`` of the chunks, each flat. Nothing is kept of them but the elements of a block
     that is not full yet. One call at a time may change a stream: while `update` or `merge` is at
-    work, another one raises RuntimeError, and the others go by the state before it.
+    work, another one raises RuntimeError, and other methods see the state from before it.
 
     Several streams may each take a part of one buffer: give each the `start` of its part, and merge
     neighbours, from the first to the last or in any grouping. Parts may be cut anywhere; a stream

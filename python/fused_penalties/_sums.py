@@ -78,7 +78,7 @@ class Sums:
     _places: dict[str, int] | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
+    def _of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
         abs_, square, total_abs, total_square, sizes, largest, total_largest = found
         sums = cls(abs_, square, total_abs, total_square, sizes, names)
         sums.largest, sums.total_largest = largest, total_largest
@@ -303,12 +303,12 @@ def sums(
     """Σ|w| and Σw² of every buffer, each read once.
 
     The bits are the same whatever the processor, its instruction set, the number of threads, the
-    alignment and the device. Elements are taken in the order of their addresses, so an array, its
-    transpose and its reversal, which share memory, have the same bits; a copy in another order
-    (Fortran's, say) may differ within the error below. Relative error: at most 2.6e-15 for float32
-    and float64, 9.0e-7 for float16 and bfloat16, where the squares of float64 weights neither
-    overflow nor underflow. NaN in a buffer gives NaN, else an infinity gives inf; an empty buffer
-    gives 0.0.
+    alignment and the device. A buffer is read as it lies in memory: an array, its transpose and its
+    reversal, which share their memory, have the same bits. A copy in another layout (Fortran's,
+    say) is another sequence of numbers and may differ within the error below. Relative error: at
+    most 2.6e-15 for float32 and float64, 9.0e-7 for float16 and bfloat16, where the squares of
+    float64 weights neither overflow nor underflow. NaN in a buffer gives NaN, else an infinity
+    gives inf; an empty buffer gives 0.0.
 
     Args:
         weights: an array, an iterable of arrays, or a mapping of names to arrays, of any shapes.
@@ -317,11 +317,11 @@ def sums(
             list of numbers is one float32 array. Nothing is copied but views that are not
             contiguous, 8 KiB at a time. On a GPU: CuPy arrays of any layout, and whatever offers
             CUDA DLPack or ``__cuda_array_interface__``, all on one device. If torch's tensors are
-            among them the sums are torch's, on its current stream, else CuPy's; nothing waits for
-            them.
-        threads: at most this many, fewer where no more can be made. None stands for
-            ``OMP_NUM_THREADS`` as it was at the import, else for as many as this thread may use
-            processors; in a child process after fork() for one. It means nothing on a GPU.
+            among them the sums are torch's, on its current stream, else CuPy's. The call does not
+            wait for the GPU.
+        threads: at most this many, fewer where no more can be made. None means
+            ``OMP_NUM_THREADS`` as it was at the import; without it, as many as the processors that
+            this thread may use; in a child process after fork(), one. Not used on a GPU.
         unique: count memory that is listed more than once (tied weights) at its first place only;
             a repeat has the sums 0.0. Buffers that overlap only in part count in full.
         largest: find the largest magnitudes too, in the same read.
@@ -340,7 +340,7 @@ def sums(
     flags = flag(unique, "unique"), flag(largest, "largest")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums.of(sums_of(items, names, single, threads, *flags), names)
+    return Sums._of(sums_of(items, names, single, threads, *flags), names)
 
 
 def partial_sums(
@@ -348,8 +348,8 @@ def partial_sums(
 ) -> PartialSums:
     """The exact sums of every buffer, mergeable with those of other shards of the same buffers.
 
-    They are on the host, also those of weights on a GPU, which are waited for. Arguments and
-    errors as in :func:`sums`.
+    The result is on the host; for weights on a GPU the call waits for it. Arguments and errors as
+    in :func:`sums`.
     """
     with_largest = flag(largest, "largest")
     items, names = collect(weights)

@@ -90,8 +90,8 @@ def batches(tensors: Iterable[Tensor], most: int, *, mapped: bool = False) -> It
     can be read by several threads, a batch at a time by each; the file system is told of each batch
     when it is handed out, so that it reads ahead. Raises FileFault, here, in `read` or in `check`.
 
-    What is `mapped` is used where the kernel keeps it, which saves a copy, and is given back when
-    its arrays are. Members of archives are read, and so is what cannot be mapped.
+    A mapped file is read in the system's own cache, without a copy; that memory is given back when
+    the batch's arrays are deleted. Members of archives are read, and so is what cannot be mapped.
     """
     for (source, how), group in groupby(enumerate(tensors), _place):
         yield from how(source, group, most, mapped)

@@ -36,7 +36,7 @@ class _Applied(NamedTuple):
 class Plan:
     """Many weights under any mixture of regularizers, for the calls that every step repeats.
 
-    Everything but the reading is done once, here; a call sees what the weights hold at that moment.
+    The weights are found and checked once, here; each call reads what they hold at that moment.
     The plan keeps the weights' memory alive. When they are given other memory (``module.half()``,
     ``parameter.data = ...``, ``array.resize(...)``), the next call finds out and asks for a new
     plan. It cannot know that a module has exchanged its parameters themselves for others
@@ -59,11 +59,13 @@ class Plan:
     Weights on a GPU have the same bits. Results, also those documented as floats, are arrays there:
     torch's, on torch's current stream, if torch tensors are among the weights, else CuPy's, on
     CuPy's. A call waits for the GPU only if functions are among the regularizers, or if `upstream`,
-    `step`, `rate` or `max_norm` is itself an array there. Calls on several streams come one after
-    the other. In a CUDA graph a call can be captured, with what the weights, the grads and the
-    strengths will hold when it is replayed, but with the numbers that it was given; grads must have
-    been used once before. A graph does not wait for calls outside of it, and those that are
-    captured from one plan share memory: order their streams, and keep the plan and the captured
+    `step`, `rate` or `max_norm` is itself an array there. Calls on several streams take turns.
+
+    A call can be captured in a CUDA graph. A replay uses what the weights, the grads and the
+    strengths hold at that moment, but the numbers (`step`, `rate`, `upstream`, `max_norm`) of the
+    capture. Call the plan once with these grads before the capture. A replay does not take turns
+    with other calls: where one of the two writes what the other uses, order their streams. Graphs
+    captured from one plan share its memory and must not run at once. Keep the plan and the captured
     results for as long as the graph.
 
     Threads may share a plan: `sums`, `value`, `values`, `named`, `l1_norm` and `l2_norm` only read
@@ -223,7 +225,7 @@ class Plan:
 
     def sums(self, *, largest: bool = False) -> Sums:
         """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
-        return Sums.of(self._plan.sums(flag(largest, "largest")), self.names)
+        return Sums._of(self._plan.sums(flag(largest, "largest")), self.names)
 
     def l1_norm(self) -> Scalar:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
@@ -302,8 +304,8 @@ class Plan:
             raise
 
     def value_and_grad(self, grads: Grads, upstream: SupportsFloat = 1.0) -> Scalar:
-        """`value`, and `add_grad` in the same read of the weights; the value is that without
-        `upstream`. Arguments and errors as in `add_grad`.
+        """`value`, and `add_grad` in the same read of the weights; the value is not
+        multiplied by `upstream`. Arguments and errors as in `add_grad`.
         """
         factor = number(upstream, "upstream")
         applied = self._linear("gradient")

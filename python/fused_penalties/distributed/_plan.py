@@ -243,9 +243,9 @@ class Plan:
     def penalty(self) -> Any:
         """`value`, which torch's autograd differentiates: a collective.
 
-        Its backward is none: the gradient of what lies here is made here, that of the unsharded
-        penalty at the same elements. It is not to be averaged or added up over ranks. A rank may
-        call `backward` also if it has nothing that is trained, which then does nothing.
+        Its backward is no collective: each rank computes the gradient of what it holds, that of the
+        unsharded penalty at the same elements. It is not to be averaged or added up over ranks. A
+        rank may call `backward` also if it has nothing that is trained, which then does nothing.
         """
         attach: Any = None
 

@@ -179,9 +179,9 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     """The penalty of a model's parameters: ``loss = criterion(model(x), y) + penalty()``.
 
     It has no parameters of its own, and does not make the model a part of itself. Tied parameters
-    count once, frozen ones (``requires_grad`` is False) not at all as long as they are. Parameters
-    that are moved, converted or replaced are followed; those of modules that are added to the model
-    later are not: make a new `Penalty` then.
+    count once, frozen ones (``requires_grad`` is False) do not count while they are frozen.
+    Parameters that are moved, converted or replaced are followed; those of modules that are added
+    to the model later are not: make a new `Penalty` then.
 
     Of a model with DTensors, of FSDP2 or tensor parallelism, it is the penalty of the whole
     tensors, by `fused_penalties.distributed.Plan`: a call is a collective of `group`, and the
@@ -194,7 +194,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         model: the module whose parameters are meant.
         rules: as `fused_penalties.Plan` takes them: one regularizer for all; or regular expressions
             over the parameters' names, or functions of name and parameter, of which the first that
-            holds decides. Frozen parameters have to obey them too.
+            holds decides. They are checked against frozen parameters too.
         skip_1d: leaves out parameters of rank 0 and 1: the biases and the scales of norm layers,
             whatever their names are. The rules are about the others.
         no_weight_decay: True leaves out what ``model.no_weight_decay()`` names, as timm's models
@@ -281,7 +281,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         mode: str = "grad",
         schedule: Callable[[int], Regularizers] | None = None,
     ) -> Handle:
-        """Lets the optimizer's steps see to the penalty; the loss is then without it.
+        """Makes the penalty part of the optimizer's steps; leave it out of the loss then.
 
         See `Handle` for what the modes do. TypeError for a model with DTensors.
         """
