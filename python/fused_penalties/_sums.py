@@ -81,7 +81,8 @@ class Sums:
     def _of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
         abs_, square, total_abs, total_square, sizes, largest, total_largest = found
         sums = cls(abs_, square, total_abs, total_square, sizes, names)
-        sums.largest, sums.total_largest = largest, total_largest
+        if largest is not None:
+            sums.largest, sums.total_largest = largest, total_largest
         return sums
 
     def __len__(self) -> int:
@@ -337,10 +338,13 @@ def sums(
         KeyboardInterrupt: Ctrl-C in the middle of it, as what other signals' handlers raise, if
             this is the main thread and the weights are not on a GPU.
     """
-    flags = flag(unique, "unique"), flag(largest, "largest")
+    if unique is not False:
+        unique = flag(unique, "unique")
+    if largest is not False:
+        largest = flag(largest, "largest")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums._of(sums_of(items, names, single, threads, *flags), names)
+    return Sums._of(sums_of(items, names, single, threads, unique, largest), names)
 
 
 def partial_sums(
