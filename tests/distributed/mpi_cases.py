@@ -38,6 +38,8 @@ def cases() -> dict[str, Any]:
             assert sums.names == wanted.names
             floats = [[*one.abs, *one.square, one.total_square] for one in (sums, wanted)]
             found[f"{name}, step {step}"] = [[float(x).hex() for x in one] for one in floats]
+        most = plan.sums(largest=True).largest, [np.abs(w).max(initial=0) for w in kept.values()]
+        found[f"{name}, largest"] = [[float(x).hex() for x in one] for one in most]
         penalties = plan.value(), fp.penalty(kept, rules)
         assert type(penalties[0]) is type(penalties[1])
         found[f"{name}, penalty"] = [float(one).hex() for one in penalties]

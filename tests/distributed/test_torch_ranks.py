@@ -61,6 +61,8 @@ TOLD = {
     "no NaN any more": "no error but 6000.0",
     "nothing on one rank": "no error but 4.0",
     "by name on one rank": r"RankError: .* not at the same call .* tensors, by name$",
+    "the largest on one rank": r"RankError: .* same call .* tensors with the largest magnitudes$",
+    "no flag on one rank": r"RankError: rank 2: TypeError: largest: got array",
     "the first strengths": "no error but 3000.0",
     "other strengths on one rank": r"ValueError: .*'w' has .* 0.5 on rank 0 but .* on rank 2",
     "other strengths on one rank, again": r"ValueError: .*'w' has .* on rank 0 but .* on rank 2",
@@ -78,7 +80,7 @@ TOLD = {
     "not frozen on one rank": r"ValueError: .*'b' has .* l2 = 0 on rank 0 but .* on rank 2",
     "frozen on all again": "no error but 3000.0",
     "another plan": r"RankError: ranks are not at the same call of the same plan",
-    "another call": r"RankError: ranks are not at the same call .* 1 at call 5 .* rank 2 at call 6",
+    "another call": r"RankError: ranks are not at the same call .* 1 at call 7 .* rank 2 at call 8",
 }
 
 

@@ -114,6 +114,16 @@ def column_tensor_parallel(
     return (fully_shard(module, mesh=both["outer"]) if shard else module), kept
 
 
+def largest(sums: fpd.DistributedSums) -> list[str]:
+    return [float(one).hex() for one in (*sums.largest, sums.total_largest)]
+
+
+def magnitudes(kept: dict[str, Any]) -> list[str]:
+    """Those of whole tensors, by torch, whose maximum is NaN if there is one."""
+    each = torch.stack([one.detach().double().abs().max() for one in kept.values()])
+    return hexes(each, each.max())
+
+
 def case_sums_of_each_way(rank: int, ranks: int) -> dict[str, Pair]:
     ways = {
         "FSDP2": fsdp(ranks, model()),
@@ -133,6 +143,7 @@ def case_sums_of_each_way(rank: int, ranks: int) -> dict[str, Pair]:
         wanted = fp.sums(kept)
         for step in range(3):  # at all digits, within the window, and again
             found[f"{name}, step {step}"] = bits(plan.sums()), bits(wanted)
+        found[f"{name}, largest"] = largest(plan.sums(largest=True)), magnitudes(kept)
         penalty = fp.penalty(kept, RULES)
         found[f"{name}, penalty"] = hexes(plan.value()), [float(penalty).hex()]
     return found
@@ -255,7 +266,9 @@ def case_window(rank: int, ranks: int) -> dict[str, Pair]:
                 part = distribute_tensor(one, mesh(ranks), [Shard(0)])
                 module[key].to_local().copy_(part.to_local())
         for again in range(2):
-            found[f"{name}, {again}"] = both(plan.sums(), kept)
+            sums = plan.sums(largest=bool(again))
+            found[f"{name}, {again}"] = both(sums, kept)
+        found[f"{name}, largest"] = largest(sums), magnitudes(kept)
     return found
 
 

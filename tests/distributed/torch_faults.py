@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -109,6 +110,8 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
         lambda: float(fpd.sums({} if last else {"w": ones(4)}).total_abs)
     )
     found["by name on one rank"] = told(plan.named if last else plan.value)
+    found["the largest on one rank"] = told(lambda: plan.sums(largest=last))
+    found["no flag on one rank"] = told(lambda: plan.sums(largest=np.ones(2) if last else True))
     found |= strengths(rank, ranks, shard)
     two = [fpd.Plan({"w": shard}, L2(scale)) for scale in (0.5, 0.25)]
     found["another plan"] = told(two[last].value)

@@ -26,8 +26,8 @@ class Engine(Protocol):
     size: int
     limit: float
 
-    def all_reduce(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The sums of these words over all ranks."""
+    def all_reduce(self, words: NDArray[np.int64], *, maximum: bool = False) -> NDArray[np.int64]:
+        """The sums of these words over all ranks, or the largest of each."""
 
     def all_to_all(
         self, data: Any, sent: Sequence[int], received: Sequence[int]

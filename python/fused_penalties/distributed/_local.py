@@ -48,6 +48,7 @@ class LocalSums:
         self._scratch: Any = None
         self._device: Any = None  # where it is; None for the CPU
         self._assembled: BoundPlan | None = None
+        self.largest: NDArray[np.float64] | None = None  # of the last call, if it was to find them
 
     def take(self, arrays: dict[int, Any]) -> None:
         """Finds the memory of these arrays, unless it is where it was."""
@@ -123,14 +124,30 @@ class LocalSums:
     def nothing_to_send(self) -> NDArray[np.uint8]:
         return np.zeros(sum(self.sent_bytes), np.uint8)
 
-    def limbs(self) -> NDArray[np.int64]:
-        """Of the blocks that lie here, each tensor's in its row, in their canonical form."""
-        found = None if self._plan is None else self._plan.limbs()
+    def limbs(self, with_largest: bool = False) -> NDArray[np.int64]:
+        """Of the blocks that lie here, each tensor's in its row, in their canonical form.
+
+        `with_largest` finds the largest magnitudes too, in the same read.
+        """
+        self.largest = np.zeros(len(self.rows)) if with_largest else None
+        found = None if self._plan is None else self._summed_by(self._plan, self._summed_rows())
         if found is not None and self._in_order and len(found) == len(self.rows):
             return found
         limbs = np.zeros((len(self.rows), 2, LIMBS), np.int64)
         if found is not None:
-            limbs[[self.rows[piece.tensor] for piece in self._summed]] = found
+            limbs[self._summed_rows()] = found
+        return limbs
+
+    def _summed_rows(self) -> list[int]:
+        return [self.rows[piece.tensor] for piece in self._summed]
+
+    def _summed_by(self, plan: BoundPlan, rows: list[int]) -> NDArray[np.int64]:
+        """The limbs of a plan's buffers, one of each row; if wanted their largest magnitudes."""
+        if self.largest is None:
+            return plan.limbs()
+        limbs, found = plan.limbs_and_largest()
+        bits = self.largest.view(np.int64)  # magnitudes have their order, with NaN above infinity
+        bits[rows] = np.maximum(bits[rows], found.view(np.int64))
         return limbs
 
     def add_assembled(self, limbs: NDArray[np.int64], received: Any) -> NDArray[np.int64]:
@@ -154,7 +171,9 @@ class LocalSums:
                 self._put(to, received[at : at + count])
                 at += count
         rows = [self.rows[tensor] for _, tensor, _ in self._blocks]
-        limbs[rows] += self._assembled.limbs()  # one block of a tensor at most: where a box ends
+        limbs[rows] += self._summed_by(
+            self._assembled, rows
+        )  # one block of a tensor at most: where a box ends
         return _core.canonical_limbs(limbs)
 
     def _put(self, to: int, raw: Any) -> None:

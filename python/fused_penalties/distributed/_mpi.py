@@ -31,9 +31,11 @@ class MpiEngine:
         self.size = comm.Get_size()
         self.limit = limit
 
-    def all_reduce(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+    def all_reduce(self, words: NDArray[np.int64], *, maximum: bool = False) -> NDArray[np.int64]:
         reduced = np.empty_like(words)
-        self._wait(self._comm.Iallreduce(words, reduced, MPI.SUM), words, reduced)
+        self._wait(
+            self._comm.Iallreduce(words, reduced, MPI.MAX if maximum else MPI.SUM), words, reduced
+        )
         return reduced
 
     def all_to_all(

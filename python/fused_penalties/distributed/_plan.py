@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._evaluate import of_each
-from .._numbers import at_least_0
+from .._numbers import at_least_0, flag
 from .._resolve import name_of, resolve
 from .._sums import PartialSums, Sums
 from ..regularizers import parts_of_each
@@ -204,16 +204,33 @@ class Plan:
         """The same for a plan that was made `with_strengths`."""
         self._wanted = dict(strengths)
 
-    def sums(self) -> DistributedSums:
-        """Σ|w| and Σw² of every whole tensor: a collective."""
-        limbs = self._all(self._locals)
-        sizes = np.array(self._agreement.sizes, np.int64)
-        found = _core.sums_of_limbs(limbs)
-        return DistributedSums(*found, sizes, self.names, not self.inexact)
+    def sums(self, *, largest: bool = False) -> DistributedSums:
+        """Σ|w| and Σw² of every whole tensor: a collective.
 
-    def partial_sums(self) -> PartialSums:
-        """The exact sums of every whole tensor: a collective."""
-        return PartialSums(self._all(self._locals), self.names)
+        `largest` finds the largest magnitudes too, in the same read and one more all-reduce.
+        """
+        partial = self.partial_sums(largest=largest)
+        found = partial.sums()
+        sums = DistributedSums(
+            found.abs,
+            found.square,
+            found.total_abs,
+            found.total_square,
+            np.array(self._agreement.sizes, np.int64),
+            self.names,
+            not self.inexact,
+        )
+        sums.largest, sums.total_largest = found.largest, found.total_largest
+        return sums
+
+    def partial_sums(self, *, largest: bool = False) -> PartialSums:
+        """The exact sums of every whole tensor: a collective. `largest` is as in `sums`."""
+
+        def argument() -> str:
+            return " with the largest magnitudes" if flag(largest, "largest") else ""
+
+        limbs = self._all(self._locals, argument, with_largest=largest is not False)
+        return PartialSums(limbs, self.names, self._all.largest)
 
     def value(self) -> Any:
         """The penalty of all tensors, which autograd does not see: a collective.
@@ -438,6 +455,7 @@ class _Calls:
         self._total = kind == "norm"
         self._exchange = any(tensor in agreement.spread for tensor in tensors)
         self.news = self.common_news = False  # of the last call
+        self.largest: NDArray[np.float64] | None = None  # likewise, if it was to find them
         self._replicas = [one for one in agreement.replicas if one[0] in self._local.rows]
         self._always = check_replicas
         self._compared = False  # whether all replicas were equal at some call
@@ -452,6 +470,7 @@ class _Calls:
         arrays_of: Callable[[], dict[int, Any]],
         argument: Callable[[], str] = str,
         news: int = 0,
+        with_largest: bool = False,
     ) -> NDArray[np.int64]:
         """The limbs of the whole tensors, or of their total; carries have not moved in them.
 
@@ -483,7 +502,7 @@ class _Calls:
         digests: dict[int, int] = {}
         if error is None:
             try:
-                limbs = local.limbs()
+                limbs = local.limbs(with_largest)
                 digests = self._digests()
             except BaseException as fault:
                 error = fault
@@ -513,6 +532,11 @@ class _Calls:
             CHANGED_TO=news,
         )
         self._compared = True
+        self.largest = None
+        if with_largest:  # all ranks have come so far, and have found theirs
+            assert local.largest is not None
+            bits = engine.all_reduce(local.largest.view(np.int64), maximum=True)
+            self.largest = bits.view(np.float64)
         return found
 
     def _digests(self) -> dict[int, int]:
@@ -676,12 +700,15 @@ def _scale(grads: Sequence[Any], number: float) -> None:
             array[...] = (array.astype(exact) * exact(number)).astype(array.dtype)
 
 
-def sums(named_shards: Any, group: Any = None, *, timeout: float = LIMIT) -> DistributedSums:
+def sums(
+    named_shards: Any, group: Any = None, *, timeout: float = LIMIT, largest: bool = False
+) -> DistributedSums:
     """Σ|w| and Σw² of tensors that are spread over ranks: a collective.
 
-    ``Plan(named_shards, None, group).sums()``, for one call: a loop makes its plan once.
+    ``Plan(named_shards, None, group).sums(largest=largest)``, for one call: a loop makes its plan
+    once.
     """
-    return Plan(named_shards, None, group, timeout=timeout).sums()
+    return Plan(named_shards, None, group, timeout=timeout).sums(largest=largest)
 
 
 def penalty(

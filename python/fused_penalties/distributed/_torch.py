@@ -40,9 +40,10 @@ class TorchEngine:
         on_gpu = "cuda:nccl" in dist.get_backend_config(group) and torch.cuda.is_available()
         self._device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu"
 
-    def all_reduce(self, words: NDArray[np.int64]) -> NDArray[np.int64]:
+    def all_reduce(self, words: NDArray[np.int64], *, maximum: bool = False) -> NDArray[np.int64]:
         reduced = torch.from_numpy(words).to(self._device)
-        work = self._start(lambda: dist.all_reduce(reduced, group=self._group, async_op=True))
+        how = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+        work = self._start(lambda: dist.all_reduce(reduced, how, self._group, async_op=True))
         self._wait(work)
         return reduced.cpu().numpy()  # type: ignore[no-any-return]
 
