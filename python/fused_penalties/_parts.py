@@ -236,7 +236,8 @@ def merged(paths: Sequence[str]) -> Read:
         if differs := _difference(part.which, which):
             raise FileFault(path, f"no part of what {paths[0]} is a part of: {differs}")
         if number in found:
-            raise FileFault(path, f"part {number} of {parts}, as {found[number]} is")
+            both = dict.fromkeys([found[number], path])
+            raise FileFault(f"part {number} of {parts} was given twice", " and ".join(both))
         found[number] = path
         places = [place for place, _, _ in share(tensors, number, parts)]
         limbs[places] += part.read.sums.limbs
@@ -260,7 +261,18 @@ def _difference(one: Which, other: Which) -> str:
     if one.parts != other.parts:
         return f"it is one of {one.parts} parts, not of {other.parts}"
     ours, theirs = one.checkpoint, other.checkpoint
+    names, others = ({tensor[0] for tensor in each["tensors"]} for each in (ours, theirs))
     for mine, its in zip_longest(ours["tensors"], theirs["tensors"]):
-        if mine != its:
-            return f"tensor {(mine or its)[0]!r} is not the same"
+        if mine == its:
+            continue
+        if its and its[0] not in names:
+            return f"it has no tensor {its[0]!r}"
+        if mine and mine[0] not in others:
+            return f"it has a tensor {mine[0]!r} too"
+        if mine and its and mine[0] == its[0]:
+            shapes, dtypes = (tuple(mine[1]), tuple(its[1])), mine[2:3] + its[2:3]
+            for what, (here, there) in ("shape", shapes), ("dtype", dtypes):
+                if here != there:
+                    return f"tensor {mine[0]!r} has the {what} {here}, not {there}"
+        return f"tensor {(mine or its)[0]!r} lies elsewhere in its files"
     return "" if ours == theirs else "tensors of the same names and sizes, but other files"

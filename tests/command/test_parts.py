@@ -192,8 +192,9 @@ def test_missing_and_doubled_parts(capsys, tmp_path, checkpoint):
     )
     again = tmp_path / "again.npz"
     again.write_bytes(Path(by_number[4]).read_bytes())
-    assert merge_fault(capsys, *parts, again) == f"{again}: part 4 of 30, as {by_number[4]} is"
-    assert merge_fault(capsys, *parts, parts[0]).endswith(f"of 30, as {parts[0]} is")
+    twice = f"part 4 of 30 was given twice: {by_number[4]} and {again}"
+    assert merge_fault(capsys, *parts, again) == twice
+    assert merge_fault(capsys, *parts, parts[0]).endswith(f"of 30 was given twice: {parts[0]}")
 
 
 def test_parts_of_something_else(capsys, tmp_path, checkpoint):
@@ -210,11 +211,12 @@ def test_parts_of_something_else(capsys, tmp_path, checkpoint):
     run(capsys, *checkpoint, "--part", "1/2", "--save", other)
     for path, differs in [
         (three[0], "it is one of 3 parts, not of 2"),
-        (less, "tensor 'ids' is not the same"),
+        (less, "it has no tensor 'c'"),
         (other, "tensors of the same names and sizes, but other files"),
     ]:
         message = f"{path}: no part of what {one[0]} is a part of: {differs}"
         assert merge_fault(capsys, one[0], path) == message
+    assert merge_fault(capsys, less, one[0]).endswith(": it has a tensor 'c' too")
 
 
 @pytest.mark.parametrize("name", ["w.npz", "w.npy", "text", "empty", "missing", "folder"])
@@ -319,7 +321,14 @@ def test_only_the_same_part_is_overwritten(capsys, tmp_path):
         assert said == "part 1 of 2 is there"
     another = "a part of another report is there: "
     said = refused(capsys, part, others, "--part", "1/2")
-    assert said == f"{another}tensor 'w' is not the same"
+    assert said == f"{another}it has no tensor 'arr_0'"
+    for array, differs in (
+        (normal(90, 100, seed=1), "shape (9000,), not (90, 100)"),
+        (normal(9000, seed=1, dtype=np.float64), "dtype float32, not float64"),
+    ):
+        np.save(weights, array)
+        said = refused(capsys, part, weights, "--part", "1/2")
+        assert said == f"{another}tensor 'w' has the {differs}"
     np.save(weights, normal(9000, seed=2))
     said = refused(capsys, part, weights, "--part", "1/2")
     assert said == f"{another}tensors of the same names and sizes, but other files"
