@@ -78,6 +78,7 @@ def faults() -> dict[str, str]:
     found["drifted"] = told(plan.value)
     plain = fpd.Plan({"w": np.ones(5000)}, None, COMM, timeout=AMPLE)
     found["another limit"] = told(lambda: plain.clip_grad_norm_(1.0 + LAST, {"w": np.ones(5000)}))
+    found["not in it"] = told(lambda: fpd.sums({"w": one}, MPI.COMM_NULL))
     one[7] = np.nan
     found["NaN"] = told(lambda: float(plan.value()))
     one[7] = 1.0
@@ -85,14 +86,14 @@ def faults() -> dict[str, str]:
     return found
 
 
-def gone() -> dict[str, str]:
+def gone() -> dict[str, Any]:
     plan = _plan()
     if LAST:
         time.sleep(60.0)
     return _timed(plan.value)
 
 
-def late() -> dict[str, str]:
+def late() -> dict[str, Any]:
     """One rank comes after the others have given up, while their processes are still there."""
     plan = _plan()
     if LAST:
@@ -100,14 +101,14 @@ def late() -> dict[str, str]:
     return _timed(plan.value)
 
 
-def another_kind() -> dict[str, str]:
+def another_kind() -> dict[str, Any]:
     """Calls whose words, and edges, differ in number."""
     plan = _plan()
     plan.sums()
     return _timed(plan.sums if LAST else plan.value)
 
 
-def another_plan() -> dict[str, str]:
+def another_plan() -> dict[str, Any]:
     """One is made on a rank alone."""
     plan = _plan()
     alone = {"w": np.ones(3)}
@@ -122,10 +123,13 @@ def _plan() -> fpd.Plan:
     return plan
 
 
-def _timed(call: Callable[[], Any]) -> dict[str, str]:
+def _timed(call: Callable[[], Any]) -> dict[str, Any]:
     start = time.monotonic()
     text = told(call)
-    return {"told": text, "seconds": str(time.monotonic() - start)}
+    seconds = time.monotonic() - start
+    again = told(lambda: fpd.sums({"w": np.ones(3)}, MPI.Comm(COMM), timeout=LIMIT))
+    total = time.monotonic() - start
+    return {"told": text, "seconds": seconds, "again": again, "seconds in all": total}
 
 
 def main() -> None:

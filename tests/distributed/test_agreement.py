@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fused_penalties as fp
 from fused_penalties.distributed import Shard
 from fused_penalties.distributed._agreement import Agreement, agree
-from fused_penalties.distributed._engine import GREETING, RankError, check_greetings
+from fused_penalties.distributed._engine import GREETING, Past, RankError, check_greetings
 from fused_penalties.distributed._local import LocalSums
 from fused_penalties.distributed._shards import layout_of
 from fused_penalties.distributed._wire import Call, Window, Word, header, is_common
@@ -95,11 +95,11 @@ def test_a_step_that_others_are_not_at_is_seen() -> None:
 
 def test_strange_greetings_are_the_same_error_everywhere() -> None:
     """Each rank may see others of them."""
-    assert check_greetings(np.array([[GREETING, 3], [GREETING, 5]])) == [3, 5]
+    assert check_greetings(np.array([[GREETING, 3], [GREETING, 5]]), Past()) == [3, 5]
     texts = []
     for seen in [[GREETING, 3], [7, 5]], [[1, 3], [GREETING, 5]]:
         with pytest.raises(RankError, match="not at the same call") as caught:
-            check_greetings(np.array(seen))
+            check_greetings(np.array(seen), Past())
         texts.append(str(caught.value))
     assert texts[0] == texts[1]
 

@@ -23,6 +23,7 @@ from fused_penalties.torch import Penalty
 from launch import leave, told
 
 LIMIT = 3.0  # seconds, where ranks wait for one that does not come
+NOT_IN_IT = "ValueError: group: this rank is not in it; wanted a group that it is in"
 AMPLE = 60.0  # where all come, however busy the machine is
 
 
@@ -77,20 +78,35 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     shard = distribute_tensor(ones(6000), init_device_mesh("cpu", (ranks,)), [Shard(0)])
     plan = fpd.Plan({"w": shard}, L2(0.5), timeout=AMPLE)
     plan.sums()
-    grads: dict[str, Any] = {"w": shard}
+    grad = shard.clone()
+    grads: dict[str, Any] = {"w": grad}
     if last:
-        grads = {"v": shard}
+        grads = {"v": grad}
     found["an error of its own"] = told(lambda: plan.grad_norm(grads))
     found["grads of another dtype"] = told(
-        lambda: plan.grad_norm({"w": shard.double() if last else shard})
+        lambda: plan.grad_norm({"w": grad.double() if last else grad})
     )
-    found["an error of all"] = told(lambda: plan.clip_grad_norm_(-1.0, {"w": shard}))
+    found["grads of no dtype"] = told(lambda: plan.grad_norm({"w": grad.int()}))
+    found["grads without names"] = told(lambda: plan.grad_norm([grad]))
+    for name, weights in (
+        ("weights as gradients", shard),
+        ("what lies where weights do", shard.to_local().view(-1)),
+        ("parameters as gradients", torch.nn.Parameter(grad)),
+    ):
+        found[name] = told(lambda: plan.clip_grad_norm_(0.1, {"w": weights}))  # noqa: B023
+    found["weights as gradients on one rank"] = told(
+        lambda: plan.clip_grad_norm_(0.1, {"w": shard if last else grad})
+    )
+    found["params of other shapes"] = told(
+        lambda: fpd.grad_norm({"w": ones(3 + last)}, timeout=AMPLE)
+    )
+    found["an error of all"] = told(lambda: plan.clip_grad_norm_(-1.0, {"w": grad}))
     found["no limit on one rank"] = told(
-        lambda: plan.clip_grad_norm_(torch.nan if last else 1.0, {"w": shard})
+        lambda: plan.clip_grad_norm_(torch.nan if last else 1.0, {"w": grad})
     )
-    found["another limit"] = told(lambda: plan.clip_grad_norm_(1.0 + last, {"w": shard}))
+    found["another limit"] = told(lambda: plan.clip_grad_norm_(1.0 + last, {"w": grad}))
     found["a limit on one rank"] = told(
-        lambda: plan.clip_grad_norm_(1.0, {"w": shard}) if last else plan.grad_norm({"w": shard})
+        lambda: plan.clip_grad_norm_(1.0, {"w": grad}) if last else plan.grad_norm({"w": grad})
     )
     found["still as they were"] = told(lambda: float(plan.sums().total_abs))
     found["a second derivative"] = told(lambda: _second_derivative(ranks))
@@ -116,8 +132,16 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     two = [fpd.Plan({"w": shard}, L2(scale)) for scale in (0.5, 0.25)]
     found["another plan"] = told(two[last].value)
     if last:
-        plan._all._step += 1  # as if it had made a call that others have not
+        plan._engine.past.calls += 1  # as if it had made a call that others have not
     found["another call"] = told(plan.sums)
+    found["together again"] = told(lambda: float(plan.sums().total_abs))
+    plan = fpd.Plan({"w": shard}, L2(0.5), timeout=AMPLE)
+    plan.sums(), plan.value()  # from now on both send as many words
+    found["another method"] = told(plan.value if last else plan.sums)
+    found["together again, sums"] = told(lambda: float(plan.sums().total_abs))
+    found["together again, value"] = told(lambda: float(plan.value()))
+    others = dist.new_group([0])
+    found["a group of others"] = told(lambda: fpd.sums({}, others)) if rank else NOT_IN_IT
     return found
 
 
@@ -201,16 +225,16 @@ def _no_memory(*_: Any, **__: Any) -> Any:
     raise RuntimeError("out of memory")
 
 
-def late(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+def late(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     """One rank comes after the others have given up, while their processes are still there."""
     return _without(rank, ranks, lambda: time.sleep(1.5 * LIMIT))
 
 
-def dead(rank: int, ranks: int, folder: Path) -> dict[str, str]:
+def dead(rank: int, ranks: int, folder: Path) -> dict[str, Any]:
     return _without(rank, ranks, lambda: os._exit(7))
 
 
-def _without(rank: int, ranks: int, leave: Callable[[], None]) -> dict[str, str]:
+def _without(rank: int, ranks: int, leave: Callable[[], None]) -> dict[str, Any]:
     shard = distribute_tensor(ones(6000), init_device_mesh("cpu", (ranks,)), [Shard(0)])
     plan = fpd.Plan({"w": shard}, L2(0.5), timeout=LIMIT)
     plan.value()
@@ -218,7 +242,10 @@ def _without(rank: int, ranks: int, leave: Callable[[], None]) -> dict[str, str]
         leave()
     start = time.monotonic()
     text = told(plan.value)
-    return {"told": text, "seconds": str(time.monotonic() - start)}
+    seconds = time.monotonic() - start
+    again = [told(call) for call in (plan.value, plan.sums, lambda: fpd.sums({"w": shard}))]
+    total = time.monotonic() - start
+    return {"told": text, "seconds": seconds, "again": again, "seconds in all": total}
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import fused_penalties.torch as fpt
 from fused_penalties import distributed as fpd
@@ -59,6 +60,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/s", rank=rank, world_size=ranks)
     mesh = init_device_mesh("cpu", (ranks,))
     after_a_forward_pass(mesh)
+    after_a_forward_pass_of_tensor_parallelism(ranks)
     changes(mesh, rank)
     stages(rank, ranks)
     a_group(rank)
@@ -78,6 +80,34 @@ def after_a_forward_pass(mesh: Any) -> None:
     same(penalty(), whole())
     spread.reshard()
     check(penalty, whole)
+
+
+def after_a_forward_pass_of_tensor_parallelism(ranks: int) -> None:
+    """They are DTensors of the other dimension then."""
+    alone, spread = Net(), Net()
+    mesh = init_device_mesh("cpu", (1, ranks), mesh_dim_names=("data", "columns"))
+    plan = {"a": ColwiseParallel(output_layouts=Replicate())}
+    parallelize_module(spread, mesh["columns"], plan)
+    fully_shard(spread, mesh=mesh["data"])
+    whole, penalty = fpt.Penalty(alone, L2(0.5)), fpt.Penalty(spread, L2(0.5))
+    for _ in range(2):
+        held = spread.a.weight
+        for module in alone, spread:
+            module.zero_grad()
+        losses = [module(torch.ones(2, 40)).square().sum() for module in (alone, spread)]
+        assert spread.a.weight is not held
+        assert hasattr(spread.a.weight, "to_local")
+        values = [one() for one in (whole, penalty)]
+        same(values[1], values[0])
+        for loss, value in zip(losses, values, strict=True):
+            (loss + value).backward()
+        for name, param in spread.named_parameters():
+            wanted = alone.get_parameter(name).grad
+            torch.testing.assert_close(param.grad.full_tensor(), wanted, msg=name)
+    # Replaced, and not by a stand-in: removed.
+    for module in spread, alone:
+        module.a.bias = None
+    same(penalty(), whole())
 
 
 def changes(mesh: Any, rank: int) -> None:

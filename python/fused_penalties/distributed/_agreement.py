@@ -67,8 +67,13 @@ class Agreement(NamedTuple):
     digest: bytes
 
 
-def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
-    """The agreement as this rank sees it. ValueError, the same on all ranks, if there is none."""
+def agree(
+    rank: int, tables: Sequence[Sequence[Layout]], argument: str = "named_shards"
+) -> Agreement:
+    """The agreement as this rank sees it. ValueError, the same on all ranks, if there is none.
+
+    `argument` is what users call that of which the tables are.
+    """
     size = len(tables)
     places: dict[str, int] = {}
     layouts: list[Layout] = []
@@ -83,7 +88,7 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
                 first.append(at)
             known = layouts[tensor]
             if layout.shape != known.shape or layout.dtype != known.dtype:
-                _refuse_other(known, first[tensor], layout, at)
+                _refuse_other(f"{argument}[{layout.name!r}]", known, first[tensor], layout, at)
             if math.prod(layout.local):
                 holders[tensor].setdefault((layout.offset, layout.local), []).append(at)
     mine = {places[layout.name]: layout for layout in tables[rank]}
@@ -93,16 +98,17 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
     spread = set()
     run_of = functools.cache(_run)  # layers have shapes in common
     for tensor, (layout, boxes) in enumerate(zip(layouts, holders, strict=True)):
+        label = f"{argument}[{layout.name!r}]"
         runs = [(run_of(box, layout.shape), owners[0]) for box, owners in boxes.items()]
         if any(run is None for run, _ in runs):
-            _check_boxes(layout, boxes)
+            _check_boxes(label, layout, boxes)
             inexact.append(layout.name)
             for (_, shape), owners in boxes.items():
                 if owners[0] == rank:
                     pieces.append(Piece(tensor, 0, math.prod(shape)))
             continue
         ordered = sorted((*run, owner) for run, owner in runs if run is not None)
-        _check_runs(layout, ordered)
+        _check_runs(label, layout, ordered)
         if _share_out(tensor, layout, ordered, rank, pieces, parts):
             spread.add(tensor)
     replicated = [
@@ -128,7 +134,7 @@ def agree(rank: int, tables: Sequence[Sequence[Layout]]) -> Agreement:
     )
 
 
-def _refuse_other(one: Layout, rank: int, other: Layout, at: int) -> None:
+def _refuse_other(label: str, one: Layout, rank: int, other: Layout, at: int) -> None:
     for what, here, there in (
         ("shape", one.shape, other.shape),
         ("dtype", one.dtype, other.dtype),
@@ -136,8 +142,8 @@ def _refuse_other(one: Layout, rank: int, other: Layout, at: int) -> None:
         if here != there:
             hint = "" if one.declared and other.declared else " (shards are DTensors, or Shard)"
             raise ValueError(
-                f"named_shards[{one.name!r}]: its {what} is {here} on rank {rank} but {there} on "
-                f"rank {at}; wanted the same everywhere{hint}"
+                f"{label}: its {what} is {here} on rank {rank} but {there} on rank {at}; wanted "
+                f"the same everywhere{hint}"
             )
 
 
@@ -152,19 +158,19 @@ def _run(box: Box, shape: tuple[int, ...]) -> tuple[int, int] | None:
     return start, start + math.prod(sizes)
 
 
-def _check_runs(layout: Layout, runs: Sequence[tuple[int, int, int]]) -> None:
+def _check_runs(label: str, layout: Layout, runs: Sequence[tuple[int, int, int]]) -> None:
     end, last = 0, -1
     for start, stop, owner in runs:
         if start > end:
-            _refuse(layout, f"elements {end} to {start - 1} are on no rank")
+            _refuse(label, layout, f"elements {end} to {start - 1} are on no rank")
         if start < end:
-            _refuse(layout, f"the different shards of ranks {last} and {owner} overlap")
+            _refuse(label, layout, f"the different shards of ranks {last} and {owner} overlap")
         end, last = stop, owner
     if end != math.prod(layout.shape):
-        _refuse(layout, f"elements {end} to {math.prod(layout.shape) - 1} are on no rank")
+        _refuse(label, layout, f"elements {end} to {math.prod(layout.shape) - 1} are on no rank")
 
 
-def _check_boxes(layout: Layout, boxes: dict[Box, list[int]]) -> None:
+def _check_boxes(label: str, layout: Layout, boxes: dict[Box, list[int]]) -> None:
     low = np.array([offset for offset, _ in boxes], np.int64)
     high = low + np.array([sizes for _, sizes in boxes], np.int64)
     owners = [ranks[0] for ranks in boxes.values()]
@@ -172,16 +178,17 @@ def _check_boxes(layout: Layout, boxes: dict[Box, list[int]]) -> None:
         meet = (np.maximum(low[:at], low[at]) < np.minimum(high[:at], high[at])).all(axis=1)
         if meet.any():
             other = owners[int(meet.argmax())]
-            _refuse(layout, f"the different shards of ranks {other} and {owners[at]} overlap")
+            _refuse(
+                label, layout, f"the different shards of ranks {other} and {owners[at]} overlap"
+            )
     held = sum(math.prod(sizes) for _, sizes in boxes)
     if held != math.prod(layout.shape):
-        _refuse(layout, f"{math.prod(layout.shape) - held} of its elements are on no rank")
+        _refuse(label, layout, f"{math.prod(layout.shape) - held} of its elements are on no rank")
 
 
-def _refuse(layout: Layout, why: str) -> None:
+def _refuse(label: str, layout: Layout, why: str) -> None:
     raise ValueError(
-        f"named_shards[{layout.name!r}]: {why}; wanted shards that make up the whole tensor of "
-        f"shape {layout.shape}"
+        f"{label}: {why}; wanted shards that make up the whole tensor of shape {layout.shape}"
     )
 
 

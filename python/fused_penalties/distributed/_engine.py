@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,12 +20,35 @@ class RankError(RuntimeError):
     """
 
 
+@dataclass(eq=False, slots=True)
+class Past:
+    """What became of a group so far: one for all engines, and so for all plans, of the group."""
+
+    calls: int = 0
+    """How many a rank has made. They are in one order, so all ranks have the same number."""
+    given_up: str = ""
+    """Why nothing can be exchanged any more: ranks are not at the same collective, and an engine
+    would take one for another, wait for ever, or end the process."""
+
+    def give_up(self, error: RankError) -> RankError:
+        self.given_up = str(error)
+        return error
+
+    def check(self) -> None:
+        if self.given_up:
+            raise RankError(self.given_up)
+
+
 class Engine(Protocol):
-    """Collectives of one group. Each ends within its limit, in seconds, or raises RankError."""
+    """Collectives of one group. Each ends within its limit, in seconds, or raises RankError.
+
+    After a collective that did not come to its end each further one raises the same at once.
+    """
 
     rank: int
     size: int
     limit: float
+    past: Past
 
     def all_reduce(self, words: NDArray[np.int64], *, maximum: bool = False) -> NDArray[np.int64]:
         """The sums of these words over all ranks, or the largest of each."""
@@ -58,6 +82,8 @@ def engine_of(group: Any, limit: float) -> Engine:
             from ._torch import TorchEngine
 
             return TorchEngine(group, limit)
+        if group is torch.distributed.GroupMember.NON_GROUP_MEMBER:  # what new_group returns
+            raise not_in_it()
     if group is None:
         raise RuntimeError(
             "group: got None, and torch.distributed has no default group; wanted "
@@ -69,13 +95,19 @@ def engine_of(group: Any, limit: float) -> Engine:
     )
 
 
+def not_in_it() -> ValueError:
+    return ValueError("group: this rank is not in it; wanted a group that it is in")
+
+
 GREETING = 0x6675736564  # the first word of every handshake: "fused"
 
 
-def check_greetings(words: NDArray[np.int64]) -> list[int]:
+def check_greetings(words: NDArray[np.int64], past: Past) -> list[int]:
     """How long each rank's message is, in a table with a row (greeting, length) of each."""
     if (words[:, 0] != GREETING).any():
-        raise RankError("ranks are not at the same call of fused_penalties.distributed")
+        raise past.give_up(
+            RankError("ranks are not at the same call of fused_penalties.distributed")
+        )
     return [int(length) for length in words[:, 1]]
 
 

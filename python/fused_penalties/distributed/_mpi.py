@@ -12,7 +12,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import NDArray
 
-from ._engine import GREETING, check_greetings, failed, too_late
+from ._engine import GREETING, Past, check_greetings, failed, not_in_it, too_late
 
 _SPINS = 2000  # tests of a request before this begins to sleep between them: about a millisecond
 _SLEEP = 50e-6
@@ -21,21 +21,32 @@ _GRACE = 1.0  # seconds in which other ranks, which waited as long, may say what
 # What MPI may still write to: a collective that has begun cannot be taken back.
 _given_up: list[Any] = []
 
+# Under which a communicator keeps its `Past`: MPI's own way to attach something to it, whichever
+# of mpi4py's objects it is given as.
+_PAST = MPI.Comm.Create_keyval()
+
 
 class MpiEngine:
     """An `Engine`."""
 
     def __init__(self, comm: Any, limit: float) -> None:
+        if comm == MPI.COMM_NULL:
+            raise not_in_it()
         self._comm = comm
+        past = comm.Get_attr(_PAST)
+        if past is None:
+            past = Past()
+            comm.Set_attr(_PAST, past)
+        self.past: Past = past
         self.rank = comm.Get_rank()
         self.size = comm.Get_size()
         self.limit = limit
 
     def all_reduce(self, words: NDArray[np.int64], *, maximum: bool = False) -> NDArray[np.int64]:
         reduced = np.empty_like(words)
-        self._wait(
-            self._comm.Iallreduce(words, reduced, MPI.MAX if maximum else MPI.SUM), words, reduced
-        )
+        how = MPI.MAX if maximum else MPI.SUM
+        work = self._start(lambda: self._comm.Iallreduce(words, reduced, how))
+        self._wait(work, words, reduced)
         return reduced
 
     def all_to_all(
@@ -43,7 +54,9 @@ class MpiEngine:
     ) -> Callable[[], Any]:
         source = data if isinstance(data, np.ndarray) else data.cpu().numpy()
         target = np.empty(sum(received), np.uint8)
-        work = self._comm.Ialltoallv([source, list(sent)], [target, list(received)])
+        work = self._start(
+            lambda: self._comm.Ialltoallv([source, list(sent)], [target, list(received)])
+        )
 
         def end() -> Any:
             self._wait(work, source, target)
@@ -55,13 +68,18 @@ class MpiEngine:
         message = np.frombuffer(pickle.dumps(mine), np.uint8)
         greeting = np.array([[GREETING, len(message)]], np.int64)
         greetings = np.empty((self.size, 2), np.int64)
-        self._wait(self._comm.Iallgather(greeting, greetings), greeting, greetings)
-        lengths = check_greetings(greetings)
+        work = self._start(lambda: self._comm.Iallgather(greeting, greetings))
+        self._wait(work, greeting, greetings)
+        lengths = check_greetings(greetings, self.past)
         messages = np.empty(sum(lengths), np.uint8)
-        work = self._comm.Iallgatherv(message, [messages, lengths])
+        work = self._start(lambda: self._comm.Iallgatherv(message, [messages, lengths]))
         self._wait(work, message, messages)
         parts = np.split(messages, np.cumsum(lengths)[:-1])
         return [pickle.loads(part.tobytes()) for part in parts]
+
+    def _start(self, collective: Callable[[], Any]) -> Any:
+        self.past.check()
+        return collective()
 
     def _wait(self, work: Any, *memory: Any) -> None:
         error: MPI.Exception | None = None
@@ -73,7 +91,8 @@ class MpiEngine:
         if not _given_up:
             atexit.register(self._abort)
         _given_up.append((work, memory))
-        raise (too_late(self.limit) if error is None else failed(self.rank, error)) from error
+        found = too_late(self.limit) if error is None else failed(self.rank, error)
+        raise self.past.give_up(found) from error
 
     def _has_come(self, work: Any) -> bool:
         """Waits; False if it has not come within the limit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class Plan:
             the same name, or the same part of one, they are replicas (as DDP has them), which count
             once and have to lie in memory alike; a name that other ranks don't have is this rank's
             alone (as in a pipeline, whose stages need different names). All ranks' shards have to
-            make up whole tensors. A rank may hold nothing: ``{}``.
+            make up whole tensors. A rank may hold nothing: ``{}``. All of it counts, also what is
+            frozen: `requires_grad` says no more than which tensors get a gradient.
         regularizer: as `fused_penalties.penalty` takes it, over the names of all ranks: one for
             all, or rules; functions among the rules see the names and stand-ins with the global
             shapes and dtypes. Functions as regularizers are refused: they would need whole tensors.
@@ -84,10 +86,12 @@ class Plan:
             shards that overlap or leave a gap; a rule that decides for no name.
         RankError: a rank that raised an error of its own, or is at another call; replicas that
             differ; a rank that is late or gone. In the last case nothing more can be exchanged with
-            this group.
-        TypeError: on the rank where it is, an argument that cannot be read; other ranks then raise
-            RankError, which has its text.
+            this group, and each further call raises the same at once.
+        TypeError: an argument that no rank can read. If only some cannot, it is the cause of their
+            RankError, whose text says on which ranks.
     """
+
+    _argument = "named_shards"  # what users call that of which it is
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class Plan:
         check_replicas: bool = False,
     ) -> None:
         self._begin(
-            lambda: collect_named(named_shards),
+            lambda: collect_named(named_shards, self._argument),
             lambda: self._strengths_of(regularizer),
             group,
             timeout,
@@ -107,20 +111,19 @@ class Plan:
         )
 
     @classmethod
-    def with_strengths(
-        cls, named_shards: Any, strengths: Mapping[str, Pair], group: Any, timeout: float
+    def _with_strengths(
+        cls, named: Mapping[str, Any], strengths: Mapping[str, Pair], group: Any, timeout: float
     ) -> Plan:
         """One whose ranks know the strengths, l1 and l2, of what they hold."""
         plan = cls.__new__(cls)
-        plan._begin(
-            lambda: collect_named(named_shards), lambda: dict(strengths), group, timeout, False
-        )
+        plan._begin(lambda: dict(named), lambda: dict(strengths), group, timeout, False)
         return plan
 
     @classmethod
-    def of_grads(cls, params: Any, group: Any, timeout: float) -> Plan:
+    def _of_grads(cls, params: Any, group: Any, timeout: float) -> Plan:
         """One of gradients themselves."""
         plan = cls.__new__(cls)
+        plan._argument = "params"
         plan._begin(lambda: _grads_of(params), dict, group, timeout, False)
         return plan
 
@@ -139,7 +142,7 @@ class Plan:
             self._engine.limit = at_least_0(timeout, "timeout")
             self._check_replicas = bool(check_replicas)
             self._values = read()
-            table = [layout_of(name, value) for name, value in self._values.items()]
+            table = [layout_of(name, one, self._argument) for name, one in self._values.items()]
             torch_like = any(map(_is_torch, self._values.values()))
             return table, torch_like, self._check_replicas, next(_numbers)
 
@@ -158,7 +161,7 @@ class Plan:
         """All that may fail on one rank alone, also the imports of what it needs."""
         if len(set(checks)) > 1:
             raise ValueError("check_replicas: is True on some ranks only; wanted one for all")
-        self._agreement: Agreement = agree(self._engine.rank, tables)
+        self._agreement: Agreement = agree(self._engine.rank, tables, self._argument)
         self._torch = any(torch_like)
         self._numbers = repr(numbers)
         self.names: tuple[str, ...] = self._agreement.names
@@ -200,8 +203,8 @@ class Plan:
         """
         self._wanted = self._strengths_of(regularizer)
 
-    def set_strengths(self, strengths: Mapping[str, Pair]) -> None:
-        """The same for a plan that was made `with_strengths`."""
+    def _set_strengths(self, strengths: Mapping[str, Pair]) -> None:
+        """The same for a plan that was made `_with_strengths`."""
         self._wanted = dict(strengths)
 
     def sums(self, *, largest: bool = False) -> DistributedSums:
@@ -286,6 +289,7 @@ class Plan:
         Args:
             grads: a mapping of this rank's names to gradients that lie as the tensors do (None, or
                 no entry, for a tensor that has none); None for each torch parameter's ``.grad``.
+                ValueError for the tensors themselves.
 
         A NumPy scalar, or a tensor of rank 0 if any rank's arrays are torch's: float64 if a tensor
         is, and else float32.
@@ -325,6 +329,8 @@ class Plan:
         return math.sqrt(square)
 
     def _found_grads(self, grads: Any) -> dict[str, Any]:
+        if self._argument == "params":
+            return self._values  # which are the gradients
         if grads is None:
             for name, one in self._values.items():
                 if not is_tensor(one):
@@ -333,10 +339,17 @@ class Plan:
                         "of its own; wanted a mapping of names to gradients"
                     )
             return {name: one.grad for name, one in self._values.items()}
-        found = collect_named(grads, "grads")
+        found = collect_named(grads, "grads", "gradients")
         unknown = [name for name in found if name not in self._values]
         if unknown:
             raise ValueError(f"grads: {unknown[0]!r} is none of the names that this rank holds")
+        held = {_address_of(one) for one in self._values.values()} - {None}
+        for name, grad in found.items():
+            if grad is not None and (_is_parameter(grad) or _address_of(grad) in held):
+                raise ValueError(
+                    f"grads[{name!r}]: is a tensor of the model itself; wanted its gradient "
+                    "(without `grads` it is each parameter's .grad)"
+                )
         return {name: found.get(name) for name in self._values}
 
     def _grad_locals(self, grads: Mapping[str, Any]) -> dict[int, Any]:
@@ -351,7 +364,8 @@ class Plan:
         return arrays
 
     def _check_grad(self, name: str, grad: Any) -> None:
-        layout, wanted = layout_of(name, grad), self._agreement.mine[self._places[name]]
+        layout = layout_of(name, grad, "grads")
+        wanted = self._agreement.mine[self._places[name]]
         compared: list[tuple[str, Any, Any]] = [("dtype", layout.dtype, wanted.dtype)]
         # A plain array may be what lies here of a tensor that is spread: also nothing of it.
         empty = not (math.prod(layout.shape) or math.prod(wanted.local))
@@ -462,7 +476,6 @@ class _Calls:
         self._digest = agreement.digest + repr((numbers, kind, list(tensors))).encode()
         self._what = f"{kind} of {len(tensors)} tensors"
         self._window: Window | None = None
-        self._step = 0
         self._ended = time.monotonic()
 
     def __call__(
@@ -477,8 +490,8 @@ class _Calls:
         What `argument` returns has to be the same on all ranks; `str` returns nothing. At the end
         all ranks know whether one has had `news`, a number other than 0, and all the same.
         """
-        self._step += 1
         engine, local = self._engine, self._local
+        engine.past.calls += 1
         error: BaseException | None = None
         arrays: dict[int, Any] = {}
         limbs = np.zeros((len(local.rows), 2, _core.LIMBS), np.int64)
@@ -575,7 +588,7 @@ class _Calls:
         **header_words: int,
     ) -> NDArray[np.int64]:
         engine = self._engine
-        call = Call(self._digest + said.encode(), self._step)
+        call = Call(self._digest + said.encode(), engine.past.calls)
         waited = time.monotonic() - self._ended
         mine = header(
             call,
@@ -600,7 +613,9 @@ class _Calls:
         """The same error on all ranks: of all ranks that have something to say."""
         text = None if error is None else f"{type(error).__name__}: {error}"
         named = {self._agreement.names[tensor]: digest for tensor, digest in digests.items()}
-        found = self._engine.all_gather((text, self._what + said, self._step, self._digest, named))
+        past = self._engine.past
+        found = self._engine.all_gather((text, self._what + said, past.calls, self._digest, named))
+        past.calls = max(one[2] for one in found)  # so that ranks are together at the next one
         faults = [f"rank {at}: {one[0]}" for at, one in enumerate(found) if one[0] is not None]
         if not faults:
             faults = _different_calls(found) or _drifted(found)
@@ -616,7 +631,8 @@ def _different_calls(found: Sequence[Any]) -> list[str]:
     if all(call == calls[0] for call in calls):
         return []
     each = ", ".join(
-        f"rank {at} at call {step} of its {what}" for at, (what, step, _) in enumerate(calls)
+        f"rank {at} at call {number} of this group, {what}"
+        for at, (what, number, _) in enumerate(calls)
     )
     return [f"ranks are not at the same call of the same plan: {each}"]
 
@@ -687,6 +703,22 @@ def _lies_as(grad: Any, value: Any) -> bool:
     return False
 
 
+def _is_parameter(value: Any) -> bool:
+    """True for torch's parameters, which no gradient is; without an import of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Parameter)
+
+
+def _address_of(value: Any) -> int | None:
+    """Where its elements begin on this rank; None if it has none, or is no array."""
+    array = local_of(value)
+    if is_tensor(array):
+        return int(array.data_ptr()) or None
+    if isinstance(array, np.ndarray) and array.size:
+        return int(array.__array_interface__["data"][0])
+    return None
+
+
 def _scale(grads: Sequence[Any], number: float) -> None:
     tensors = [local_of(one) for one in grads if _is_torch(one)]
     if tensors:
@@ -722,16 +754,15 @@ def penalty(
     return Plan(named_shards, regularizer, group, timeout=timeout).penalty()
 
 
-def grad_norm(named: Any, group: Any = None, *, timeout: float = LIMIT) -> Any:
+def grad_norm(params: Any, group: Any = None, *, timeout: float = LIMIT) -> Any:
     """The joint L2 norm of gradients that are spread over ranks: a collective.
 
     Args:
-        named: a mapping of names to torch parameters, whose ``.grad`` is meant, or to NumPy arrays
+        params: a mapping of names to torch parameters, whose ``.grad`` is meant, or to NumPy arrays
             and Shards, which are the gradients themselves; or ``model.named_parameters()``.
         group, timeout: as for `Plan`, which has the same for every step.
     """
-    plan = Plan.of_grads(named, group, timeout)
-    return plan.grad_norm(plan.held)
+    return Plan._of_grads(params, group, timeout).grad_norm()
 
 
 def clip_grad_norm_(
@@ -741,8 +772,7 @@ def clip_grad_norm_(
 
     Arguments as for `grad_norm`, whose value before the clipping is returned.
     """
-    plan = Plan.of_grads(params, group, timeout)
-    return plan.clip_grad_norm_(max_norm, plan.held)
+    return Plan._of_grads(params, group, timeout).clip_grad_norm_(max_norm)
 
 
 def _grads_of(params: Any) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class Layout(NamedTuple):
     """False for a plain array, which does not know whether other ranks have one of its name."""
 
 
-def collect_named(named: Any, argument: str = "named_shards") -> dict[str, Any]:
+def collect_named(
+    named: Any, argument: str, wanted: str = "what this rank holds, or model.named_parameters()"
+) -> dict[str, Any]:
     """Names and what is held of them: of a mapping, or of the pairs of ``named_parameters()``."""
     if isinstance(named, Mapping) or hasattr(named, "keys"):  # ParameterDict is no Mapping
         pairs = [(name, named[name]) for name in named.keys()]  # noqa: SIM118 (it iterates so)
@@ -52,8 +54,8 @@ def collect_named(named: Any, argument: str = "named_shards") -> dict[str, Any]:
         pairs = [(None, None)]
     if any(name is None for name, _ in pairs):
         raise TypeError(
-            f"{argument}: got a {type(named).__name__}; wanted a mapping of names to what this "
-            "rank holds, or model.named_parameters(): ranks know tensors by their names"
+            f"{argument}: got a {type(named).__name__}; wanted a mapping of names to {wanted}: "
+            "ranks know tensors by their names"
         )
     found = {str(name): value for name, value in pairs}
     if len(found) < len(pairs):
@@ -61,9 +63,9 @@ def collect_named(named: Any, argument: str = "named_shards") -> dict[str, Any]:
     return found
 
 
-def layout_of(name: str, value: Any) -> Layout:
+def layout_of(name: str, value: Any, argument: str = "named_shards") -> Layout:
     """What is held of the tensor of this name. TypeError or ValueError if that cannot be known."""
-    label = f"named_shards[{name!r}]"
+    label = f"{argument}[{name!r}]"
     if isinstance(value, Shard):
         shape, offset = _sizes(value.global_shape), _sizes(value.offset)
         local = _sizes(_checked(value.array, label).shape)

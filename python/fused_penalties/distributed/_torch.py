@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from ._engine import GREETING, RankError, check_greetings, failed, too_late
+from ._engine import (
+    GREETING,
+    Past,
+    RankError,
+    check_greetings,
+    failed,
+    not_in_it,
+    too_late,
+)
 
 _AWAKE = 0.005  # seconds
 
@@ -23,6 +32,8 @@ _AWAKE = 0.005  # seconds
 # Connection reset by peer", "Broken pipe", "Watchdog caught collective operation timeout",
 # "ncclRemoteError: … a remote process exiting prematurely", "NCCL communicator was aborted".
 _GONE = re.compile(r"tim(ed |e)out|closed|closure|by peer|remote|broken pipe|was aborted", re.I)
+
+_pasts: weakref.WeakKeyDictionary[Any, Past] = weakref.WeakKeyDictionary()
 
 
 class TorchEngine:
@@ -34,7 +45,8 @@ class TorchEngine:
         self.size = dist.get_world_size(group)
         self.limit = limit
         if self.rank < 0:
-            raise ValueError("group: this rank is not in it; wanted a group of this rank's")
+            raise not_in_it()
+        self.past = _pasts.setdefault(dist.group.WORLD if group is None else group, Past())
         # "cpu:gloo,cuda:nccl" is what a group has without a choice: small words go by gloo only
         # where there is nothing else.
         on_gpu = "cuda:nccl" in dist.get_backend_config(group) and torch.cuda.is_available()
@@ -70,7 +82,7 @@ class TorchEngine:
         message = np.frombuffer(pickle.dumps(mine), np.uint8)
         greeting = torch.tensor([[GREETING, len(message)]], device=self._device)
         greetings = self._gathered(greeting)
-        lengths = check_greetings(greetings.cpu().numpy())
+        lengths = check_greetings(greetings.cpu().numpy(), self.past)
         padded = np.zeros((1, max(lengths)), np.uint8)
         padded[0, : len(message)] = message
         rows = self._gathered(torch.from_numpy(padded).to(self._device)).cpu().numpy()
@@ -86,6 +98,7 @@ class TorchEngine:
         return torch.cat(rows)
 
     def _start(self, collective: Callable[[], Any]) -> Any:
+        self.past.check()
         try:
             return collective()
         except RuntimeError as error:
@@ -93,9 +106,8 @@ class TorchEngine:
 
     def _failed(self, error: RuntimeError) -> RankError:
         """What a collective has raised: mostly that another rank did not come, or is gone."""
-        if _GONE.search(str(error)):
-            return too_late(self.limit)
-        return failed(self.rank, error)
+        gone = _GONE.search(str(error))
+        return self.past.give_up(too_late(self.limit) if gone else failed(self.rank, error))
 
     def _wait(self, work: Any) -> None:
         # A processor that has gone to sleep may take longer to wake than the words to arrive.

@@ -185,10 +185,10 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     Of a model with DTensors, of FSDP2 or tensor parallelism, it is the penalty of the whole
     tensors, by `fused_penalties.distributed.Plan`: a call is a collective of `group`, and the
-    derivative is made on each rank for what lies there. Every rank may call `backward`. Plain
-    tensors that stand in for DTensors, as in FSDP2's forward pass, are not meant. Other rules, and
-    parameters that are frozen or trained again, are compared at the next call: if ranks differ, it
-    is the same ValueError on all of them.
+    derivative is made on each rank for what lies there. Every rank may call `backward`. Tensors
+    that stand in for DTensors, as in FSDP2's forward pass, are not meant: plain ones, or DTensors
+    on some of the mesh's dimensions. Other rules, and parameters that are frozen or trained again,
+    are compared at the next call: if ranks differ, it is the same ValueError on all of them.
 
     Args:
         model: the module whose parameters are meant.
@@ -340,10 +340,10 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
             strengths = dict.fromkeys(named, (0.0, 0.0))
             strengths |= zip(penalized.names, pairs, strict=True)
             if self._plan is None:
-                self._plan = Plan.with_strengths(named, strengths, *self._ranks)
+                self._plan = Plan._with_strengths(named, strengths, *self._ranks)
                 self._held = held
             else:
-                self._plan.set_strengths(strengths)
+                self._plan._set_strengths(strengths)
             self._planned = penalized
         return self._plan
 
@@ -393,8 +393,19 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
 
 def _stands_in(param: Any, known: Any) -> bool:
-    """True for what FSDP2 puts in the place of a DTensor during the forward pass, or longer."""
-    return hasattr(known, "to_local") and not hasattr(param, "to_local")
+    """True for what FSDP2 puts in the place of a DTensor during the forward pass, or longer.
+
+    It has gathered the tensor along its own dimensions of the mesh. If there are others, as of
+    tensor parallelism, a DTensor on these is left.
+    """
+    if param is known or param is None or not hasattr(known, "to_local"):
+        return False
+    if not hasattr(param, "to_local"):
+        return True
+    here, there = (one.device_mesh.mesh_dim_names for one in (param, known))
+    if here is None or there is None or param.shape != known.shape:
+        return False
+    return set(here) < set(there)
 
 
 def _trained_of(
