@@ -8,8 +8,8 @@ template <class T>
 void sums(const T* const* buffers, const size_t* sizes, size_t n, int threads, double* abs, double* square) {
     for (size_t i = 0; i < n; ++i) {
         const T* x = buffers[i];
-        double a = 0, s = 0;  // float32 would lose whole per cents of a large buffer
-        // Small ones on one thread: to start the others would take longer.
+        // float32 would lose whole per cents of a large buffer. Small ones take one thread, which is quicker.
+        double a = 0, s = 0;
 #pragma omp parallel for simd reduction(+ : a, s) num_threads(threads) if (parallel : sizes[i] > 50000)
         for (size_t k = 0; k < sizes[i]; ++k) {
             const double w = x[k];
