@@ -16,11 +16,12 @@ def draw(files: Sequence[Path], folder: Path) -> list[Path]:
 
     ImportError without matplotlib, which only this needs.
     """
-    from . import page, pictures
     from .figures import load
+
+    results = load([Path(file) for file in files])  # what is wrong with them needs no matplotlib
+    from . import page, pictures
     from .render import render
 
-    results = load([Path(file) for file in files])
     folder.mkdir(parents=True, exist_ok=True)
     written, shown = [], []
     for picture in pictures.every(results):

@@ -69,9 +69,10 @@ def throughput(results: Sequence[Result]) -> Iterator[Picture]:
     for (dtype, count, offset), panels in by_kind.items():
         title = f"Σ|w| and Σw² of one buffer, {dtype}, {_threads(count)}"
         caption = (
-            f"{title}: gigabytes per second against the size of the buffer, which lies {offset} "
-            "bytes past a cache line. The dotted line is the limit: reading the same memory and "
-            "doing nothing with it."
+            f"{title}: gigabytes per second against the size of the buffer, which begins "
+            f"{f'{offset} bytes past' if offset else 'on'} a cache line. The dotted line is "
+            "reading the same memory and doing nothing with it: the limit, but for a few KiB, "
+            "where the call itself counts."
         )
         name = f"throughput-{dtype}-{count}"
         yield Picture(name, caption, partial(charts.stacked, panels, title))

@@ -29,20 +29,22 @@ class Line:
     against: str  # the contender
 
     def text(self, result: Result) -> str:
-        for row in result.timed():
-            if self.against in row["contenders"] and all(
-                row.get(key) == value for key, value in self.row.items()
-            ):
-                ratio = times_faster(row, self.against)
-                text = faster(ratio).removesuffix(TIMES)
-                return f"| {self.work} | {self.name} | {f'**{text}**' if ratio < 1 else text} |"
-        raise ValueError(f"{result.file}: has no row of {self.row} with {self.against}")
+        ratios = [
+            times_faster(row, self.against)
+            for row in result.timed()
+            if self.against in row["contenders"]
+            and all(row.get(key) == value for key, value in self.row.items())
+        ]
+        if not ratios:
+            raise ValueError(f"{result.file}: has no row of {self.row} with {self.against}")
+        ratio = min(ratios)  # the memory lies at several offsets: the worst for us counts
+        text = faster(ratio).removesuffix(TIMES)
+        return f"| {self.work} | {self.name} | {f'**{text}**' if ratio < 1 else text} |"
 
 
-# NumPy puts large arrays 16 bytes past a cache line; torch puts them on one.
 BUFFER = {"case": "cpu", "what": "sums", "dtype": "float32", "buffers": 1, "threads": 1}
-LARGE = BUFFER | {"bytes": 512 << 20, "offset": 16}
-IN_CACHE = BUFFER | {"bytes": 256 << 10, "offset": 16}
+LARGE = BUFFER | {"bytes": 512 << 20}
+IN_CACHE = BUFFER | {"bytes": 256 << 10}
 SMALL = {"case": "cpu", "what": "sums", "dtype": "float32", "bytes": 256_000, "buffers": 1000}
 PLAN = {"case": "plan", "what": "value and gradient", "model": "ResNet-50", "threads": 2}
 LINES = (
@@ -50,13 +52,13 @@ LINES = (
     Line("float32, 512 MiB, 1 thread", LARGE, "OpenBLAS `asum` and `dot`", "BLAS asum + dot"),
     Line(
         "1000 buffers of 64 float32",
-        SMALL | {"offset": 0},
+        SMALL,
         "`torch._foreach_norm`, orders 1 and 2",
         "torch._foreach_norm",
     ),
     Line(
         "ResNet-50, penalty and gradient, 2 threads",
-        PLAN | {"offset": 0},
+        PLAN,
         "PyTorch expression and `backward()`",
         "torch expression and backward",
     ),

@@ -224,7 +224,10 @@ class Plan:
         self._applied = self._apply(regularizers, parts_of_each(regularizers))
 
     def sums(self, *, largest: bool = False) -> Sums:
-        """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`."""
+        """Σ|w| and Σw² of every buffer, with a penalty or without, as `fused_penalties.sums`.
+
+        `largest` finds the largest magnitudes too, in the same read.
+        """
         return Sums._of(self._plan.sums(flag(largest, "largest")), self.names)
 
     def l1_norm(self) -> Scalar:
