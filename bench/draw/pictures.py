@@ -165,8 +165,8 @@ def speedups(results: Sequence[Result]) -> Iterator[Picture]:
             caption = (
                 f"How many times as fast fused-penalties is as others, {case}, "
                 f"{result.name}. Where a bar goes left from 1, the other one is faster. "
-                "Of memory on a cache line and 16 bytes past one, the worse for us counts. Beside "
-                "sums that are wrong by 1 % or more stands by how much."
+                "Of memory on a cache line and 16 bytes past one, the worse for us counts. "
+                "“51 % off” would mean that the sums of the other one are wrong by so much."
             )
             name = f"speedup-{case}" + (f"-{at}" if len(results) > 1 else "")
             yield Picture(name, caption, partial(charts.bars, panels, title))
