@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from ._report import HEADINGS
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -30,6 +32,10 @@ complete -o default -F _fused_penalties fused-penalties
 """
 
 
+# For values that are no file's name, such as numbers. zsh has no compopt.
+_NO_FILES = "compopt +o default 2>/dev/null"
+
+
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
     if shell == "fish":
         return "\n".join([*_fish(parser), ""])
@@ -43,8 +49,9 @@ def _bash(parser: argparse.ArgumentParser) -> str:
         for action in command._actions:
             own = "|".join(f"'{name} {option}'" for option in action.option_strings)
             if own and action.nargs != 0:
-                words = shlex.quote(" ".join(action.choices or ()))
-                values.append(f"        {own}) words={words};;")
+                words = shlex.quote(" ".join(_words(action)))
+                no_files = "" if _is_file(action) else f"; {_NO_FILES}"
+                values.append(f"        {own}) words={words}{no_files};;")
             elif not own and action.choices:
                 options.append(f"            '{name} '*) words='{' '.join(action.choices)}';;")
         own = " ".join(option for action in command._actions for option in action.option_strings)
@@ -61,11 +68,22 @@ def _fish(parser: argparse.ArgumentParser) -> Iterator[str]:
         yield line("__fish_use_subcommand", "-f", "-a", name)
         for action in command._actions:
             options = [word for option in action.option_strings for word in _fish_option(option)]
-            choices = ["-x", "-a", " ".join(action.choices)] if action.choices else []
-            value = choices or ["-r"] * (bool(options) and action.nargs != 0)
+            words = " ".join(_words(action))
+            choices = ["-x", "-a", words] if words else []
+            kind = "-r" if _is_file(action) else "-x"
+            value = choices or [kind] * (bool(options) and action.nargs != 0)
             if options or choices:
                 about = ["-d", action.help] if action.help else []
                 yield line(f"__fish_seen_subcommand_from {name}", *options, *value, *about)
+
+
+def _words(action: argparse.Action) -> Iterable[str]:
+    """What the value may be; of a list of columns, the first."""
+    return HEADINGS if action.dest == "columns" else action.choices or ()
+
+
+def _is_file(action: argparse.Action) -> bool:
+    return action.type is None and not action.choices
 
 
 def _fish_option(option: str) -> list[str]:

@@ -104,7 +104,8 @@ memory:
 exit status:
     0    no fault
     1    --fail-on has found what it looks for
-    2    a file or an option is at fault
+    2    a file or an option is at fault, whatever
+         --fail-on finds
     130  Ctrl-C
   With a line on stderr for each fault. A file at fault is left out, and the
   report is on the others; a part has to have all of them.
@@ -245,7 +246,9 @@ def _add_printing(add: Callable[..., Any], forms: Any) -> None:
         help="exit with status 1 if a tensor has NaN or infinity",
     )
     add(
-        "--plot", metavar="FILE.png", help="draw the layers too (needs the extra [plot]): see below"
+        "--plot",
+        metavar="FILE.png",
+        help="draw the layers too, in a .png, .svg or .pdf (needs the extra [plot]): see below",
     )
     for option, form in ("--json", as_json), ("--csv", as_csv):
         what = f"print {option[2:].upper()}"
@@ -321,7 +324,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _columns(text: str) -> list[str]:
-    keys = text.split(",")
+    keys = [key.strip() for key in text.split(",")]
     if odd := [key for key in keys if key not in HEADINGS]:
         raise argparse.ArgumentTypeError(f"got {odd[0]!r}; wanted some of {', '.join(HEADINGS)}")
     return [*dict.fromkeys(keys)]

@@ -126,7 +126,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
         for kind, found in odd_ones(layers).items():
             if found:
                 _mark(axes, layers, kind, found)
-                odd = [f"{names[at]} ({at + 1})" for at in found[:_MOST_ODD]]
+                odd = [f"{names[at]} (layer {at + 1})" for at in found[:_MOST_ODD]]
                 odd += [f"{len(found) - _MOST_ODD} more"] * (len(found) > _MOST_ODD)
                 said += textwrap.wrap(f"{kind}: {', '.join(odd)}", int(13 * width))
         axes.set_xlim(0.5, max(len(layers), 1) + 0.5)
@@ -134,7 +134,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
             turned = 90 if upright else 0
             axes.set_xticks(places, names, rotation=turned, fontsize=8, parse_math=False)
         axes.set_xlabel("\n".join(said), loc="left", fontsize=8, parse_math=False)
-        axes.set_ylabel("size of a weight")
+        axes.set_ylabel("magnitude")
         axes.grid(alpha=0.3)
         files = {row.file for row in rows}
         name = os.path.basename(os.path.normpath(min(files)))

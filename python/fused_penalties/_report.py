@@ -195,7 +195,7 @@ def as_table(report: Report, columns: Sequence[str] = ()) -> str:
         if place == 0:
             end = min(width(shown) if is_wide else width_below(shown), room)
             lines.append(("" if is_wide else _INDENT).ljust(end, "─"))
-    notes = _notes(report)
+    notes = _notes(report, shown)
     if left_out := [HEADINGS[key] for key in usual if key not in shown]:
         notes += [f"no room for {', '.join(left_out)}"] * (not columns)
     for note in notes:
@@ -211,10 +211,15 @@ def _that_fit(
     keys: list[str], least: Sequence[Sequence[str]], fits: Callable[[Sequence[str]], bool]
 ) -> list[str]:
     """The columns without those that one misses least, as far as there is no room for them."""
+    kept = keys
     for less in least:
-        if not fits(keys):
-            keys = [key for key in keys if key not in less]
-    return keys
+        if not fits(kept):
+            kept = [key for key in kept if key not in less]
+    for more in reversed(least):  # a narrow one may have room again now that a wide one is gone
+        with_more = [key for key in keys if key in kept or key in more]
+        if fits(with_more):
+            kept = with_more
+    return kept
 
 
 def _column(report: Report, key: str) -> list[str]:
@@ -256,14 +261,16 @@ def _filled(words: Iterable[str], room: int, indent: str = "", space: str = "  "
         yield line
 
 
-def _notes(report: Report) -> list[str]:
+def _notes(report: Report, shown: Sequence[str]) -> list[str]:
+    """What stands below a table with these columns."""
     strengths = (
         f"l1 and l2 by {printable(report.rules)}"
         if report.rules
         else f"l1 = {report.l1:g}, l2 = {report.l2:g}"
     )
+    has_penalties = not {"penalty", "l1_penalty", "l2_penalty"}.isdisjoint(shown)
     notes = [
-        f"{report.scale} scale: {FORMULAS[report.scale]}, {strengths}",
+        *[f"{report.scale} scale: {FORMULAS[report.scale]}, {strengths}"] * has_penalties,
         f"{report.totals.bytes:,} bytes in {report.seconds:.3g} s: {report.gb_per_s:.3g} GB/s "
         f"({report.isa}, at most {report.threads} thread{'s' * (report.threads != 1)})",
     ]

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -176,6 +176,7 @@ def _listed(options: argparse.Namespace, failed: Failed) -> tuple[list[Entry], l
 
     notes: list[str] = []
     entries: list[Entry] = []
+    by_place = defaultdict[str, list[str]](list)  # one file may be given under several names
     for given in _given(options.files):
         try:
             files = files_in(given)
@@ -193,6 +194,11 @@ def _listed(options: argparse.Namespace, failed: Failed) -> tuple[list[Entry], l
                 continue
             entries += (Entry(file, one, one.stored is not None) for one in tensors)
             notes += (f"{file}: {note}" for note in said)
+            by_place[os.path.realpath(file)].append(file)
+    for names in by_place.values():
+        if len(names) > 1:
+            times = "twice" if len(names) == 2 else f"{len(names)} times"
+            notes.append(f"{names[0]}: given {times}, counts {times}")
     return entries, notes
 
 
@@ -321,6 +327,8 @@ def _by_rules(path: str, tensors: Sequence[Tensor]) -> list[tuple[float, float]]
         )
     except RecursionError as error:
         raise FileFault(path, "nested too deeply") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileFault(path, f"not JSON: {error}") from error
     except (TypeError, ValueError) as error:
         raise FileFault(path, error) from error
     return [(one.l1, one.l2) if isinstance(one, L1L2) else (0.0, 0.0) for one in found]
@@ -343,7 +351,7 @@ def _regularizer(pattern: str, strengths: object) -> L1L2 | None:
             '{"l1": 0.01, "l2": 0.01}'
         )
     try:
-        return L1L2(**{key: strength(str(value)) for key, value in strengths.items()})
+        return L1L2(**{key: strength(json.dumps(value)) for key, value in strengths.items()})
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"regularizer[{pattern!r}]: {error}") from None
 

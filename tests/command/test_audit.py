@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from command import TINY, failing, process, run, run_json
 from fused_penalties import _options, cli
+from fused_penalties._picture import _FORMATS
 from fused_penalties._report import ORDERS
 from weight_files import ints
 
@@ -133,6 +134,24 @@ def test_a_folder_of_weight_files(capsys, tmp_path):
     save_file(TINY, tmp_path / "model.safetensors")
     report = run_json(capsys, tmp_path)
     assert [row["file"] for row in report["tensors"]] == [str(tmp_path)] * 2
+    note = f"{tmp_path}: not read beside its .safetensors: {', '.join(names)}"
+    assert report["notes"] == [note]
+    assert run(capsys, tmp_path).splitlines()[-1] == note
+
+
+def test_what_an_index_leaves_unread_in_its_folder(capsys, tmp_path):
+    save_file(TINY, tmp_path / "model.safetensors")
+    weight_map = json.dumps({"weight_map": dict.fromkeys(TINY, "model.safetensors")})
+    (tmp_path / "model.safetensors.index.json").write_text(weight_map)
+    (tmp_path / "config.json").write_text("{}")
+    assert run_json(capsys, tmp_path)["notes"] == []
+    save_file(TINY, tmp_path / "consolidated.safetensors")
+    for number in range(7):
+        (tmp_path / f"state{number}.pt").write_bytes(b"")
+    report = run_json(capsys, tmp_path, "--include", "bias")
+    names = "consolidated.safetensors, state0.pt, state1.pt, state2.pt, state3.pt, 3 more"
+    assert report["notes"] == [f"{tmp_path}: not read beside the shards of its index: {names}"]
+    assert report["totals"]["abs"] == 3
 
 
 def test_a_bad_file_in_a_folder_does_not_discard_those_behind_it(capsys, tmp_path):
@@ -235,6 +254,7 @@ def offered(*words: str) -> list[str]:
     """What bash offers for the last word."""
     quoted = " ".join(f"'{word}'" for word in words)
     ask = f"""
+compopt() {{ echo compopt "$@"; }}
 COMP_WORDS=(fused-penalties {quoted}); COMP_CWORD={len(words)}
 _fused_penalties; printf '%s\\n' "${{COMPREPLY[@]}}"
 """
@@ -249,14 +269,28 @@ def test_completion_in_bash():
     assert offered("") == ["report", "merge", "completion", "--help", "--version"]
     assert offered("re") == ["report"]
     assert offered("report", "--fail") == ["--fail-on"]
-    assert offered("report", "w.npy", "--scale", "c") == ["contrib"]
-    assert offered("report", "--sort", "") == [*ORDERS]
+    no_files = ["compopt", "+o", "default"]
+    assert offered("report", "w.npy", "--scale", "c") == [*no_files, "contrib"]
+    assert offered("report", "--sort", "") == [*no_files, *ORDERS]
     assert offered("merge", "--no-m") == []  # which only report has
     assert offered("completion", "f") == ["fish"]
     # Where no word fits, bash completes names of files.
     assert "complete -o default -F _fused_penalties fused-penalties" in script("bash")
     for argv in (["report", ""], ["report", "--rules", ""], ["merge", "par"]):
         assert offered(*argv) == []
+    for option in ("--l1", "--l2", "--threads", "--part", "--max-member", "--include"):
+        assert offered("report", option, "") == no_files
+        assert re.search(rf" -l {option[2:]} -x", script("fish"))
+    assert offered("merge", "--columns", "l") == [*no_files, "largest", "l1_penalty", "l2_penalty"]
+    assert " -l columns -x -a 'shape dtype " in script("fish")
+    assert " -l rules -r" in script("fish")
+
+
+def test_help_has_all_formats_of_a_picture(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    (line,) = re.findall(r"--plot FILE\.png +(.*\n.*)", capsys.readouterr().out)
+    assert all(kind in line for kind in _FORMATS)
 
 
 def test_completion_knows_all_options(capsys):

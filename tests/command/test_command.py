@@ -382,7 +382,7 @@ def test_narrow_terminal_puts_the_numbers_below_whole_names(long_names):
         (100, [], ["Σ|w|", "Σw²", "rms", "max|w|"]),
         (100, ["--l1", "0.5"], ["Σ|w|", "Σw²", "L1", "L2"]),  # which were asked for
         (90, ["--columns", "largest,rms"], ["max|w|", "rms"]),
-        (200, ["--columns", "bytes,dtype"], ["dtype", "bytes"]),  # words stand before numbers
+        (200, ["--columns", " bytes, dtype"], ["dtype", "bytes"]),  # words stand before numbers
     ],
 )
 def test_a_terminal_gets_the_columns_that_fit(long_names, columns, argv, shown):
@@ -394,6 +394,18 @@ def test_a_terminal_gets_the_columns_that_fit(long_names, columns, argv, shown):
     lacking = [word for word in ["shape", "dtype", *NUMBERS] if word not in shown]
     note = f"no room for {', '.join(lacking)}"
     assert (note in lines) == (bool(lacking) and "--columns" not in argv)
+
+
+def test_narrow_columns_take_the_room_that_wide_ones_leave(tmp_path):
+    """L1 and L2 do not fit, but without them the shape and the size do, and not the dtype."""
+    name = "model.layers.11.attention.outputs.weight"
+    save_file({name: np.full((3, 3), 1.1, np.float32)}, tmp_path / "w.safetensors")
+    lines = terminal(80, tmp_path / "w.safetensors")
+    assert lines[0].split() == ["tensor", "shape", *NUMBERS[:5]]
+    assert "no room for dtype, L1, L2" in lines
+    assert max(map(len, lines)) <= 80
+    dtype = 2 + len("float32")
+    assert len(lines[0]) + dtype > 80
 
 
 @pytest.mark.parametrize("columns", [60, 40])

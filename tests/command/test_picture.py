@@ -175,9 +175,9 @@ def test_what_is_drawn(capsys, tmp_path, drawn):
     assert names == ["layers.2", "layers.3", "layers.4", "layers.5", "layers.6", "layers.10"]
     assert axes.get_xlabel().splitlines() == [
         "6 layers, in their order",
-        "near-dead: layers.4 (3), layers.5 (4)",
-        "exploding: layers.6 (5)",
-        "NaN or infinity: layers.3 (2)",
+        "near-dead: layers.4 (layer 3), layers.5 (layer 4)",
+        "exploding: layers.6 (layer 5)",
+        "NaN or infinity: layers.3 (layer 2)",
     ]
 
 

@@ -210,6 +210,28 @@ def test_table_says_the_scale_and_the_threads(capsys, tiny):
     assert "not summed" not in out
 
 
+def test_a_table_without_penalties_says_no_scale(capsys, tmp_path, tiny):
+    assert "scale" not in run(capsys, tiny, "--columns", "shape,rms")
+    for shown in ("l1_penalty", "rms,l2_penalty", "penalty"):
+        assert "keras scale: " in run(capsys, tiny, "--columns", shown)
+
+
+def test_a_file_that_is_given_twice(capsys, tmp_path, tiny):
+    """By the same name or by another; it is no fault, but seen."""
+    np.save(tmp_path / "w.npy", ints(3))
+    link = tmp_path / "link.npy"
+    link.symlink_to("w.npy")
+    assert run_json(capsys, tiny, link)["notes"] == []
+    report = run_json(capsys, tiny, link, tiny, tmp_path / "w.npy", tiny)
+    assert report["notes"] == [
+        f"{tiny}: given 3 times, counts 3 times",
+        f"{link}: given twice, counts twice",
+    ]
+    assert report["totals"]["abs"] == 3 * 13 + 2 * exact_sums(ints(3))[0]
+    out = run(capsys, link, tmp_path / "w.npy")
+    assert out.splitlines()[-1] == f"{link}: given twice, counts twice"
+
+
 def test_several_files(capsys, tmp_path, tiny):
     np.save(tmp_path / "w.npy", TINY["a.weight"])
     np.savez(tmp_path / "w.npz", **{"a.bias": TINY["a.bias"]})

@@ -119,7 +119,7 @@ def test_a_table_shows_what_each_tensor_got(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("", "not JSON: Expecting value: line 1 column 1 (char 0)"),
         ("[]", "got a list; wanted an object of names' patterns"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": null, "a": {"l1": 1}}', "'a' is there twice"),
@@ -131,9 +131,10 @@ def test_a_table_shows_what_each_tensor_got(capsys, tmp_path):
         ('{".": {}}', "regularizer['.']: got {}; wanted null or strengths, "),
         ('{".": 0.1}', "regularizer['.']: got 0.1; wanted null or strengths, "),
         ('{".": {"l1": -1}}', "regularizer['.']: expected a finite number >= 0, got '-1'"),
-        ('{".": {"l2": NaN}}', "regularizer['.']: expected a finite number >= 0, got 'nan'"),
-        ('{".": {"l2": true}}', "regularizer['.']: expected a finite number >= 0, got 'True'"),
-        ('{".": {"l2": null}}', "regularizer['.']: expected a finite number >= 0, got 'None'"),
+        ('{".": {"l2": NaN}}', "regularizer['.']: expected a finite number >= 0, got 'NaN'"),
+        ('{".": {"l2": true}}', "regularizer['.']: expected a finite number >= 0, got 'true'"),
+        ('{".": {"l2": null}}', "regularizer['.']: expected a finite number >= 0, got 'null'"),
+        ('{".": {"l2": "1"}}', "regularizer['.']: expected a finite number >= 0, got '\"1\"'"),
     ],
 )
 def test_rules_at_fault(capsys, tmp_path, tiny, text, fault):
@@ -157,7 +158,7 @@ def test_rules_that_cannot_be_read(capsys, tmp_path, tiny):
     for path, fault in [
         (tmp_path / "none.json", "No such file or directory"),
         (tmp_path, "Is a directory"),
-        (Path(tiny), "'utf-8' codec can't decode byte"),
+        (Path(tiny), "not JSON: 'utf-8' codec can't decode byte"),
     ]:
         assert cli.main(["report", tiny, "--rules", str(path)]) == 2
         out, err = capsys.readouterr()

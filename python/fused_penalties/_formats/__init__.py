@@ -28,6 +28,21 @@ def _suffix(*names: str) -> Callable[[str], object]:
     return re.compile(rf"({'|'.join(map(re.escape, names))})\Z", re.IGNORECASE).search
 
 
+def _weight_files(folder: str, names: list[str]) -> list[str]:
+    """Those of the names in a folder, in their natural order."""
+    return [
+        name
+        for name in sorted(names, key=natural)
+        if not os.path.isdir(os.path.join(folder, name))
+        and any(one.matches(name) for one in FORMATS[:-1])
+    ]
+
+
+def _list_folder(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
+    # It says which weight files it leaves; which files are, the table below knows.
+    return list_folder(path, wanted, note, _weight_files)
+
+
 # The first that matches has the file.
 FORMATS = [
     Format(".npy", _suffix(".npy"), list_npy),
@@ -36,7 +51,7 @@ FORMATS = [
     Format(".safetensors.index.json, .bin.index.json", INDEX.search, list_index),
     Format(".pt, .pth, .bin, .ckpt", _suffix(".pt", ".pth", ".bin", ".ckpt"), list_pytorch),
     Format(".gguf", _suffix(".gguf"), list_gguf),
-    Format("a folder of them", os.path.isdir, list_folder),
+    Format("a folder of them", os.path.isdir, _list_folder),
 ]
 
 
@@ -60,6 +75,4 @@ def files_in(path: str) -> list[str]:
         names = os.listdir(path)
     if indices_in(names) or safetensors_in(names):
         return [path]
-    inside = [os.path.join(path, name) for name in sorted(names, key=natural)]
-    files = [file for file in inside if not os.path.isdir(file)]
-    return [file for file in files if any(one.matches(file) for one in FORMATS)] or [path]
+    return [os.path.join(path, name) for name in _weight_files(path, names)] or [path]

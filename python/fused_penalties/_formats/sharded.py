@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from .._file import FileFault, Stored, Tensor, Unfit, faults_of, natural
@@ -23,12 +23,15 @@ DISTCP = (
 _SHARDS: dict[str, Reader] = {"safetensors": list_safetensors, "bin": list_pytorch}
 
 
-def list_index(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
+def list_index(
+    path: str, wanted: Wanted, note: Note, neighbours: Sequence[str] = ()
+) -> list[Tensor]:
+    """`neighbours` are weight files in its folder: told of are those that are no shards of it."""
     # An index is sorted by the alphabet, which says nothing.
-    return sorted(_indexed(path, wanted, note), key=lambda tensor: natural(tensor.name))
+    return sorted(_indexed(path, wanted, note, neighbours), key=lambda tensor: natural(tensor.name))
 
 
-def _indexed(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
+def _indexed(path: str, wanted: Wanted, note: Note, neighbours: Sequence[str]) -> Iterator[Tensor]:
     with weight_file(path) as (file, source):
         index = parsed(file.read(bounded(source.size)))
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -44,6 +47,7 @@ def _indexed(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
             if not beside or not shard.lower().endswith(f".{suffix}"):
                 raise Unfit(f"weight_map[{name!r}]: {shard!r} is no .{suffix} beside it")
             names_in.setdefault(shard, set()).add(name)
+        _note_unread("the shards of its index", neighbours, names_in, note)
         total: int | None = 0
         for shard, names in names_in.items():
             if not any(map(wanted, names)):
@@ -72,10 +76,23 @@ def _indexed(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
             note(f"total_size is {claimed!r}, but the tensors have {total} bytes")
 
 
-def list_folder(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
+def _note_unread(what: str, neighbours: Sequence[str], read: Container[str], note: Note) -> None:
+    if unread := [name for name in neighbours if name not in read]:
+        more = len(unread) - _MOST_NAMES
+        some = unread[:_MOST_NAMES] + [f"{more} more"] * (more > 0)
+        note(f"not read beside {what}: {', '.join(some)}")
+
+
+_MOST_NAMES = 5
+
+
+def list_folder(
+    path: str, wanted: Wanted, note: Note, weight_files: Callable[[str, list[str]], list[str]]
+) -> list[Tensor]:
     """By its index where it has one, else all safetensors, the parts of a tensor as one."""
     with faults_of(path):
         names = os.listdir(path)
+        neighbours = [name for name in weight_files(path, names) if not INDEX.search(name)]
         indices, shards = indices_in(names), safetensors_in(names)
         if len(indices) > 1:
             raise Unfit(f"it has {len(indices)} indices, {indices[0]!r} first; give one of them")
@@ -85,7 +102,8 @@ def list_folder(path: str, wanted: Wanted, note: Note) -> list[Tensor]:
             raise Unfit("a folder without weight files in it")
         try:
             if indices:
-                return list_index(os.path.join(path, indices[0]), wanted, note)
+                return list_index(os.path.join(path, indices[0]), wanted, note, neighbours)
+            _note_unread("its .safetensors", neighbours, shards, note)
             return sorted(_whole(path, shards, wanted), key=lambda tensor: natural(tensor.name))
         except FileFault as error:
             inside = error.path.removeprefix(os.path.join(path, ""))
