@@ -70,6 +70,7 @@ TOLD = {
     "by name on one rank": r"RankError: .* not at the same call .* tensors, by name$",
     "the largest on one rank": r"RankError: .* same call .* tensors with the largest magnitudes$",
     "no flag on one rank": r"RankError: rank 2: TypeError: largest: got array",
+    "NumPy's False on one rank": "no error but 6000.0",
     "the first strengths": "no error but 3000.0",
     "other strengths on one rank": r"ValueError: .*'w' has .* 0.5 on rank 0 but .* on rank 2",
     "other strengths on one rank, again": r"ValueError: .*'w' has .* on rank 0 but .* on rank 2",

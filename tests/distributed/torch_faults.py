@@ -128,6 +128,9 @@ def faults(rank: int, ranks: int, folder: Path) -> dict[str, str]:
     found["by name on one rank"] = told(plan.named if last else plan.value)
     found["the largest on one rank"] = told(lambda: plan.sums(largest=last))
     found["no flag on one rank"] = told(lambda: plan.sums(largest=np.ones(2) if last else True))
+    found["NumPy's False on one rank"] = told(
+        lambda: float(plan.sums(largest=np.False_ if last else False).total_abs)
+    )
     found |= strengths(rank, ranks, shard)
     two = [fpd.Plan({"w": shard}, L2(scale)) for scale in (0.5, 0.25)]
     found["another plan"] = told(two[last].value)

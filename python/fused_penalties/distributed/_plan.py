@@ -232,7 +232,9 @@ class Plan:
         def argument() -> str:
             return " with the largest magnitudes" if flag(largest, "largest") else ""
 
-        limbs = self._all(self._locals, argument, with_largest=largest is not False)
+        # What is neither True nor False raises in `argument`, on all ranks.
+        wanted = isinstance(largest, bool | np.bool_) and bool(largest)
+        limbs = self._all(self._locals, argument, with_largest=wanted)
         return PartialSums(limbs, self.names, self._all.largest)
 
     def value(self) -> Any:
