@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import IO, Any, NamedTuple
@@ -80,6 +80,12 @@ class Tensor(NamedTuple):
     def size(self) -> int:
         # Without a zero among them: the product of the others may be a number without end.
         return 0 if 0 in self.shape else math.prod(self.shape)
+
+
+def shortened(texts: Sequence[str], most: int) -> list[str]:
+    """The first ones, and how many more there are."""
+    more = len(texts) - most
+    return [*texts[:most], *[f"{more} more"] * (more > 0)]
 
 
 def natural(name: str) -> list[Any]:

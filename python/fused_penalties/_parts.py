@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._file import Corrupt, FileFault, Source, Tensor, Unfit, faults_of, opened
-from ._sums import PartialSums
+from ._sums import PartialSums, larger
 
 BLOCK = 8 << 10  # a tensor that is cut at multiples of it has the same sums as the whole
 MOST_PARTS = 1 << 31  # limbs are int64 of which so many can be added
@@ -241,7 +241,7 @@ def merged(paths: Sequence[str]) -> Read:
         found[number] = path
         places = [place for place, _, _ in share(tensors, number, parts)]
         limbs[places] += part.read.sums.limbs
-        largest[places] = np.maximum(largest[places], largest_of(part.read.sums))
+        largest[places] = larger(largest[places], largest_of(part.read.sums))
         seconds += part.read.seconds
         isas.add(part.read.isa)
         threads = max(threads, part.read.threads)

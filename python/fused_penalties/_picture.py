@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from ._file import FileFault, faults_of
+from ._file import FileFault, faults_of, shortened
 from ._report import Row, printable
 
 _FORMATS = (".png", ".svg", ".pdf")
@@ -126,8 +126,7 @@ def draw(rows: Sequence[Row], path: str) -> None:
         for kind, found in odd_ones(layers).items():
             if found:
                 _mark(axes, layers, kind, found)
-                odd = [f"{names[at]} (layer {at + 1})" for at in found[:_MOST_ODD]]
-                odd += [f"{len(found) - _MOST_ODD} more"] * (len(found) > _MOST_ODD)
+                odd = shortened([f"{names[at]} (layer {at + 1})" for at in found], _MOST_ODD)
                 said += textwrap.wrap(f"{kind}: {', '.join(odd)}", int(13 * width))
         axes.set_xlim(0.5, max(len(layers), 1) + 0.5)
         if few:

@@ -271,17 +271,15 @@ class PartialSums:
             )
         merged = PartialSums(self.limbs + other.limbs, self.names)
         if self.largest is not None and other.largest is not None:
-            bits = np.maximum(self.largest.view(np.int64), other.largest.view(np.int64))
-            merged.largest = bits.view(np.float64)
+            merged.largest = larger(self.largest, other.largest)
         return merged
 
     def sums(self) -> Sums:
         """Every sum rounded once, to nearest even."""
         sums = Sums(*_core.sums_of_limbs(self.limbs), names=self.names)
         if self.largest is not None:
-            bits = self.largest.view(np.int64)
             sums.largest = self.largest.copy()
-            sums.total_largest = float(bits.max(initial=0).view(np.float64))
+            sums.total_largest = largest_of_all(self.largest)
         return sums
 
     def __repr__(self) -> str:
@@ -292,6 +290,16 @@ class PartialSums:
 _SIGN, _INFINITY, _NAN = (
     np.array([x]).view(np.int64)[0] for x in (-0.0, float("inf"), float("nan"))
 )
+
+
+def larger(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The larger magnitude of each pair; NaN is larger than all."""
+    return np.maximum(one.view(np.int64), other.view(np.int64)).view(np.float64)
+
+
+def largest_of_all(largest: NDArray[np.float64]) -> float:
+    """The largest of magnitudes; 0.0 if there are none."""
+    return float(largest.view(np.int64).max(initial=0).view(np.float64))
 
 
 def sums(

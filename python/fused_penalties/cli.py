@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from itertools import compress, groupby
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
@@ -31,6 +30,7 @@ from ._parts import Entry, Read, Which, largest_of, merged, no_sums, save, share
 from ._picture import check_picture, draw
 from ._report import ORDERS, STRENGTH, Report, Row, Totals, as_table, printable, said_of
 from ._resolve import resolve
+from ._sums import larger
 from .files import Batch, FileFault, Tensor, batches, files_in, open_tensors, place_of, portion
 from .regularizers import L1L2
 
@@ -397,7 +397,7 @@ def _sums(
             fail(file, fault)
             return
         limbs[places] += found.limbs
-        largest[places] = np.maximum(largest[places], largest_of(found))
+        largest[places] = larger(largest[places], largest_of(found))
         nbytes, last = nbytes + batch.nbytes, places[-1]
         advance(batch.nbytes)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .._file import CHANGED, Corrupt, Source, Stored, Tensor, Unfit, opened
+from .._file import CHANGED, Corrupt, Source, Stored, Tensor, Unfit, opened, shortened
 from .boxes import View, in_order
 from .common import SUMMED, Note, Wanted, weight_file
 
@@ -67,9 +67,8 @@ def list_pytorch(path: str, wanted: Wanted, note: Note) -> Iterator[Tensor]:
                 arrays.append((name, array))
             yield tensor
         if numbers:
-            more = len(numbers) - _MOST_NUMBERS
-            said = [*numbers[:_MOST_NUMBERS], *[f"{more} more"] * (more > 0)]
-            note(f"numbers beside the tensors: {', '.join(said)}")
+            said = ", ".join(shortened(numbers, _MOST_NUMBERS))
+            note(f"numbers beside the tensors: {said}")
         if tied := _tied(arrays):
             name, other = tied[0]
             note(f"{len(tied)} share their weights, {name!r} with {other!r} first; each is counted")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
-from .._file import FileFault, Stored, Tensor, Unfit, faults_of, natural
+from .._file import FileFault, Stored, Tensor, Unfit, faults_of, natural, shortened
 from .boxes import Part, Parts, tile
 from .common import Note, Reader, Wanted, bounded, parsed, weight_file
 from .pytorch import list_pytorch
@@ -20,6 +20,8 @@ DISTCP = (
     "HuggingFaceStorageWriter, or convert: "
     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
 )
+_MOST_NAMES = 5  # of files beside those that are read, in a note
+
 _SHARDS: dict[str, Reader] = {"safetensors": list_safetensors, "bin": list_pytorch}
 
 
@@ -78,12 +80,7 @@ def _indexed(path: str, wanted: Wanted, note: Note, neighbours: Sequence[str]) -
 
 def _note_unread(what: str, neighbours: Sequence[str], read: Container[str], note: Note) -> None:
     if unread := [name for name in neighbours if name not in read]:
-        more = len(unread) - _MOST_NAMES
-        some = unread[:_MOST_NAMES] + [f"{more} more"] * (more > 0)
-        note(f"not read beside {what}: {', '.join(some)}")
-
-
-_MOST_NAMES = 5
+        note(f"not read beside {what}: {', '.join(shortened(unread, _MOST_NAMES))}")
 
 
 def list_folder(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._bind import BoundPlan, bind
+from .._sums import larger
 from .._weights import dtype_name
 from ._agreement import BLOCK, Agreement, Piece
 from ._shards import is_tensor, numpy_dtype
@@ -146,8 +147,7 @@ class LocalSums:
         if self.largest is None:
             return plan.limbs()
         limbs, found = plan.limbs_and_largest()
-        bits = self.largest.view(np.int64)  # magnitudes have their order, with NaN above infinity
-        bits[rows] = np.maximum(bits[rows], found.view(np.int64))
+        self.largest[rows] = larger(self.largest[rows], found)
         return limbs
 
     def add_assembled(self, limbs: NDArray[np.int64], received: Any) -> NDArray[np.int64]:
@@ -171,9 +171,8 @@ class LocalSums:
                 self._put(to, received[at : at + count])
                 at += count
         rows = [self.rows[tensor] for _, tensor, _ in self._blocks]
-        limbs[rows] += self._summed_by(
-            self._assembled, rows
-        )  # one block of a tensor at most: where a box ends
+        # One block of a tensor at most: where a box ends.
+        limbs[rows] += self._summed_by(self._assembled, rows)
         return _core.canonical_limbs(limbs)
 
     def _put(self, to: int, raw: Any) -> None:

@@ -18,7 +18,7 @@ from .. import _core
 from .._evaluate import of_each
 from .._numbers import at_least_0, flag
 from .._resolve import name_of, resolve
-from .._sums import PartialSums, Sums
+from .._sums import PartialSums, Sums, largest_of_all
 from ..regularizers import parts_of_each
 from ..typing import Regularizers
 from ._agreement import Agreement, Pair, agree, merged
@@ -212,30 +212,28 @@ class Plan:
 
         `largest` finds the largest magnitudes too, in the same read and one more all-reduce.
         """
-        partial = self.partial_sums(largest=largest)
-        found = partial.sums()
-        sums = DistributedSums(
-            found.abs,
-            found.square,
-            found.total_abs,
-            found.total_square,
-            np.array(self._agreement.sizes, np.int64),
-            self.names,
-            not self.inexact,
-        )
-        sums.largest, sums.total_largest = found.largest, found.total_largest
+        limbs, magnitudes = self._exact(largest)
+        sizes = np.array(self._agreement.sizes, np.int64)
+        found = _core.sums_of_limbs(limbs)
+        sums = DistributedSums(*found, sizes, self.names, not self.inexact)
+        if magnitudes is not None:
+            sums.largest, sums.total_largest = magnitudes, largest_of_all(magnitudes)
         return sums
 
     def partial_sums(self, *, largest: bool = False) -> PartialSums:
         """The exact sums of every whole tensor: a collective. `largest` is as in `sums`."""
+        limbs, magnitudes = self._exact(largest)
+        return PartialSums(limbs, self.names, magnitudes)
+
+    def _exact(self, largest: bool) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+        """Limbs, and the largest magnitudes if they are asked for."""
 
         def argument() -> str:
             return " with the largest magnitudes" if flag(largest, "largest") else ""
 
         # What is neither True nor False raises in `argument`, on all ranks.
         wanted = isinstance(largest, bool | np.bool_) and bool(largest)
-        limbs = self._all(self._locals, argument, with_largest=wanted)
-        return PartialSums(limbs, self.names, self._all.largest)
+        return self._all(self._locals, argument, with_largest=wanted), self._all.largest
 
     def value(self) -> Any:
         """The penalty of all tensors, which autograd does not see: a collective.
