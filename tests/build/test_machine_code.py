@@ -30,17 +30,17 @@ KERNELS = {
 
 # The parts of the kernels, from tests/native/machine_code.cu: what each computes with, and what
 # would be one rounding too few, or one of the wrong width. Where a square is exact, it may be fused
-# with its sum.
+# with its sum. FMNMX3 is the maximum of three numbers, which sm_100 and sm_110 have.
 BLOCKS = {
     "sums_Float16": ("FADD FFMA", "DMUL DFMA"),
     "sums_BFloat16": ("FADD FMUL", "FFMA DMUL DFMA"),
     "sums_WideBFloat16": ("DADD DFMA", "FADD FMUL FFMA"),
     "sums_Float32": ("DADD DFMA", "FADD FMUL FFMA"),
     "sums_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
-    "largest_Float16": ("FADD FFMA FMNMX", "DMUL DFMA"),
-    "largest_BFloat16": ("FADD FMUL FMNMX", "FFMA DMUL DFMA"),
-    "largest_Float32": ("DADD DFMA FMNMX", "FADD FMUL FFMA"),
-    "largest_Float64": ("DADD DMUL", "FADD FMUL FFMA DFMA"),
+    "largest_Float16": ("FADD FFMA FMNMX3?", "DMUL DFMA"),
+    "largest_BFloat16": ("FADD FMUL FMNMX3?", "FFMA DMUL DFMA"),
+    "largest_Float32": ("DADD DFMA FMNMX3?", "FADD FMUL FFMA"),
+    "largest_Float64": (r"DADD DMUL DSETP\.MAX", "FADD FMUL FFMA DFMA"),
     "differentiate_Float16_Float16": ("FADD FMUL", "DMUL DFMA"),
     "differentiate_Float16_Float32": ("FADD FMUL", "DMUL DFMA"),
     "differentiate_BFloat16_BFloat16": ("FADD FMUL", "FFMA DMUL DFMA"),
@@ -121,7 +121,7 @@ class Function:
         return sum(re.match(pattern, one) is not None for one in self.code)
 
     def operations(self, names: str) -> dict[str, int]:
-        """How many instructions do each of these, with whatever modifiers."""
+        """How many instructions do each of these (patterns), with whatever modifiers."""
         return {name: self.count(rf"{name}\b") for name in names.split()}
 
     def together(self, load: str) -> int:
