@@ -17,7 +17,7 @@ bool Library::current_stream(void** stream) const {
 DeviceArrays::DeviceArrays(const py::object& example)
     : type_(py::type::of(example)), api_(exchange_api(Py_TYPE(example.ptr()))) {
     if (!api_ && type_.ptr() != cupy_type())
-        throw py::type_error("memory: got a " + std::string(Py_TYPE(example.ptr())->tp_name) +
+        throw py::type_error("memory: got " + std::string(Py_TYPE(example.ptr())->tp_name) +
                              "; wanted a torch tensor or a CuPy array");
 }
 

@@ -132,24 +132,32 @@ inline WordVector larger(WordVector x, WordVector y) {
 }
 
 // Another type that gathers the largest bits as bfloat16 does. Where magnitudes are in registers as numbers of another
-// kind, the elements are read again: from the cache, into which they just came.
+// kind, the elements are read twice: a group is two registers of them. They are compared with each other first, so that
+// only one maximum has to wait for that of the group before.
 template <class Type>
 struct WithLargest : Type {
     using Element = typename Type::Element;
     using Vector = typename Type::Vector;
     static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector& largest) {
+        using Bits = canon::Bits<Type>;
+        constexpr int kHalf = Type::kGroup / 2;
+        static_assert(kHalf * int(sizeof(Bits)) == 2 * kWords);
+        const WordVector mask = repeated(canon::magnitude_mask<Type> * (~uint64_t(0) / Bits(~Bits(0))));
+        const WordVector w0 = both(load_words(reinterpret_cast<const uint16_t*>(p)), mask);
+        const WordVector w1 = both(load_words(reinterpret_cast<const uint16_t*>(p + kHalf)), mask);
+        largest = larger<Type>(largest, larger<Type>(w0, w1));
         Type::load(p, x0, x1, x2, x3, largest);
-        if constexpr (std::is_same<Type, Float64>::value) {
-            largest = larger<Type>(larger<Type>(largest, words(x0)), words(x1));
-            if (!Type::kHalf) largest = larger<Type>(larger<Type>(largest, words(x2)), words(x3));
-        } else {
-            using Bits = canon::Bits<Type>;
-            constexpr int kEach = kWords * 2 / int(sizeof(Bits));
-            const WordVector mask = repeated(canon::magnitude_mask<Type> * (~uint64_t(0) / Bits(~Bits(0))));
-            FUSED_PENALTIES_UNROLL(4)
-            for (int i = 0; i < Type::kGroup; i += kEach)
-                largest = larger<Type>(largest, both(load_words(reinterpret_cast<const uint16_t*>(p + i)), mask));
-        }
+    }
+};
+
+template <>
+struct WithLargest<Float64> : Float64 {
+    static void load(const Element* p, Vector& x0, Vector& x1, Vector& x2, Vector& x3, WordVector& largest) {
+        Float64::load(p, x0, x1, x2, x3, largest);
+        const WordVector most =
+            kHalf ? larger<Float64>(words(x0), words(x1))
+                  : larger<Float64>(larger<Float64>(words(x0), words(x1)), larger<Float64>(words(x2), words(x3)));
+        largest = larger<Float64>(largest, most);
     }
 };
 
@@ -179,8 +187,24 @@ FUSED_PENALTIES_INLINE double fold_lanes(double* lanes) {
 // orders, the even columns come before the odd ones.
 template <class Type>
 struct Lanes {
+    using Real = typename Type::Real;
     static constexpr int kColumns = canon::columns<Type>, kOrders = Type::kOrders;
-    alignas(64) typename Type::Real strips[kStrips][kColumns];
+    static constexpr bool kWidens = !std::is_same<Real, double>::value;
+    alignas(64) Real strips[kStrips][kColumns];
+    alignas(64) double pairs[kStrips - 2][kColumns];  // of strips 0 and 2, and 1 and 3, if kWidens
+
+    // Where lanes have to be widened first, a pair of strips is added as soon as there are both: while that waits for
+    // conversions, the next strip is read (3 to 4 % of a large buffer's time on Zen 4).
+    void end_strip(int strip) {
+        if (!kWidens || strip < 2) return;
+        FUSED_PENALTIES_UNROLL(4)
+        for (int i = 0; i < kColumns; i += kDoubles) store_doubles(pairs[strip - 2] + i, added(strip, i));
+    }
+
+    DoubleVector added(int strip, int i) const {
+        return add(load_lanes(strips[strip - 2] + i), load_lanes(strips[strip] + i));
+    }
+    DoubleVector pair(int strip, int i) const { return kWidens ? load_doubles(pairs[strip - 2] + i) : added(strip, i); }
 
     // Folds the first `count` strips onto each other, 0 with 2 and 1 with 3, and then the columns. Strips that are
     // not there would add +0, which changes nothing.
@@ -207,12 +231,9 @@ struct Lanes {
 
     template <int kCount>
     DoubleVector column(int i) const {
-        DoubleVector x = load_lanes(strips[0] + i);
-        if (kCount > 2) x = add(x, load_lanes(strips[2] + i));
+        const DoubleVector x = kCount > 2 ? pair(2, i) : load_lanes(strips[0] + i);
         if (kCount == 1) return x;
-        DoubleVector y = load_lanes(strips[1] + i);
-        if (kCount > 3) y = add(y, load_lanes(strips[3] + i));
-        return add(x, y);
+        return add(x, kCount > 3 ? pair(3, i) : load_lanes(strips[1] + i));
     }
 };
 
@@ -288,9 +309,14 @@ struct Block {
     BlockSums sums(const Element* p, int n, WordVector& largest, const After& after) {
         const Element* const first = p;
         int strip = 0;
+        const auto end_strip = [&](int count) {
+            a.end_strip(strip);
+            s.end_strip(strip);
+            after(p - first, count);
+        };
         for (; n >= kStripElements; ++strip, p += kStripElements, n -= kStripElements) {
             for (int column = 0; column < kColumns; column += kPass) pass(strip, column, p, kRows, nullptr, largest);
-            after(p - first, kStripElements);
+            end_strip(kStripElements);
         }
         if (n > 0) {
             const int rows = n / kColumns, rest = n % kColumns;
@@ -301,7 +327,7 @@ struct Block {
             }
             for (int column = 0; column < kColumns; column += kPass)
                 pass(strip, column, p, rows, rest ? padded : nullptr, largest);
-            after(p - first, n);
+            end_strip(n);
             ++strip;
         }
         return {a.folded(strip), s.folded(strip)};
@@ -312,7 +338,7 @@ template <class Type>
 inline uint64_t largest_bits(WordVector largest) {
     canon::Bits<Type> each[kWords * 2 / sizeof(canon::Bits<Type>)];
     memcpy(each, &largest, sizeof each);
-    uint64_t most = 0;
+    canon::Bits<Type> most = 0;  // of the elements' own width, so that a compiler folds the register
     for (const auto bits : each) most = bits > most ? bits : most;
     return most;
 }
