@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import cases, child, compiled, machine, peers, results, tables
-from bench.settings import Settings
+    from bench import cases, child, compiled, machine, peers, results, tables
+    from bench.settings import Settings
+except ModuleNotFoundError as missing:
+    sys.exit(f"python -m bench: {missing.name} is not installed: pip install '.[bench]'")
 
 # With --quick: when each case has to be done, in seconds after the start.
 QUICK = {"cpu": 18, "plan": 27, "frameworks": 35, "scale": 39, "accuracy": 46, "gpu": 46}

@@ -152,5 +152,5 @@ def called(others: Sequence[RegularizerLike], buffer: Any) -> list[float]:
                 f"regularizer must return a scalar Tensor instead of a Tensor with rank {rank}."
             )
         if not hasattr(result, "__float__"):
-            raise TypeError(f"regularizer returned a {type(result).__name__}; wanted a scalar")
+            raise TypeError(f"regularizer returned {type(result).__name__}; wanted a scalar")
     return [float(result) for result in results]

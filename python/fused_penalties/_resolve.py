@@ -101,7 +101,7 @@ def some_of(names: Sequence[str]) -> str:
 
 def _rule_of_pair(label: str, pair: object) -> _Rule:
     if not _is_pair(pair):
-        got = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else f"a {type(pair).__name__}"
+        got = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else type(pair).__name__
         raise TypeError(f"{label}: got {got}; wanted a pair of a rule and a regularizer")
     rule, one = pair
     return _rule(label, rule, one)
@@ -146,7 +146,7 @@ def _truth_of(label: str, function: Callable[[str, Any], object]) -> Callable[[s
             return bool(result)
         except (TypeError, ValueError, RuntimeError):  # an array of several truths, say
             raise TypeError(
-                f"{label}: {name_of(function)} returned a {type(result).__name__} for {name!r}; "
+                f"{label}: {name_of(function)} returned {type(result).__name__} for {name!r}; "
                 f"{wanted}"
             ) from None
 
@@ -158,7 +158,7 @@ def check(one: object, label: str) -> None:
     if inspect.isclass(one):
         raise TypeError(f"{label}: got the class {one.__name__}; wanted an instance of it")
     if one is not None and not callable(one):
-        raise TypeError(f"{label}: got a {type(one).__name__}; wanted a regularizer or None")
+        raise TypeError(f"{label}: got {type(one).__name__}; wanted a regularizer or None")
 
 
 def name_of(regularizer: object) -> str:

@@ -44,7 +44,7 @@ class StreamingSums:
 
     def __init__(self, dtype: Any = None, *, start: int = 0, largest: bool = False) -> None:
         if hasattr(dtype, "shape") and not isinstance(dtype, np.dtype | type):
-            raise TypeError(f"dtype: got a {type(dtype).__name__}; wanted a dtype, or None")
+            raise TypeError(f"dtype: got {type(dtype).__name__}; wanted a dtype, or None")
         name = "" if dtype is None else dtype_name(dtype)
         self._core = _core.Stream(name, _count("start", start), flag(largest, "largest"))
 
@@ -91,7 +91,7 @@ class StreamingSums:
             RuntimeError: another call changes this stream at this moment.
         """
         if not isinstance(other, StreamingSums):
-            raise TypeError(f"other: got a {type(other).__name__}; wanted StreamingSums")
+            raise TypeError(f"other: got {type(other).__name__}; wanted StreamingSums")
         self._core.merge(other._core)
 
     def partial_sums(self) -> PartialSums:
@@ -150,7 +150,7 @@ class StreamingSums:
         ValueError or TypeError, which say what is wrong, for anything else.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state: got a {type(state).__name__}; wanted a mapping")
+            raise TypeError(f"state: got {type(state).__name__}; wanted a mapping")
         if set(state) != set(_PARTS):
             raise ValueError(f"state: got {sorted(map(str, state))}; wanted {sorted(_PARTS)}")
         dtype = _text("dtype", state["dtype"])
@@ -201,7 +201,7 @@ def _count(label: str, value: Any) -> int:
 def _text(label: str, value: Any) -> str:
     text = _plain(value)
     if not isinstance(text, str):
-        raise TypeError(f"{label}: got a {type(text).__name__}; wanted a string")
+        raise TypeError(f"{label}: got {type(text).__name__}; wanted a string")
     return text
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core, _memory
-from ._bind import FoundSums, bind, sums_of
+from ._bind import bind, sums_of
 from ._numbers import flag
 from ._resolve import some_of
 from ._weights import collect
@@ -54,10 +54,10 @@ class Sums:
             once, so a total may differ in its last digit from the sum of the rounded parts.
         sizes: how many elements each buffer has, int64 of shape (n,), on the host; 0 for one that
             `unique` left out. None for the sums of `PartialSums`, which do not know.
-        names: the buffers' names if the weights were a mapping, else None.
         largest: the largest magnitude of each buffer, max|w|, float64 of shape (n,); None unless
             it was asked for with ``largest=True``. It is exact; NaN if there is one.
         total_largest: the same over all buffers.
+        names: the buffers' names if the weights were a mapping, else None.
 
     The sums of weights on a GPU are arrays of their library, torch's tensors or CuPy's, on the same
     device and the caller's stream; the totals then are of rank 0. Norms and means are computed when
@@ -72,18 +72,10 @@ class Sums:
     total_abs: Scalar
     total_square: Scalar
     sizes: NDArray[np.int64] | None = None
+    largest: Vector | None = None
+    total_largest: Scalar | None = None
     names: tuple[str, ...] | None = None
-    largest: Vector | None = field(default=None, kw_only=True)
-    total_largest: Scalar | None = field(default=None, kw_only=True)
     _places: dict[str, int] | None = field(default=None, init=False, repr=False)
-
-    @classmethod
-    def _of(cls, found: FoundSums, names: tuple[str, ...] | None) -> Sums:
-        abs_, square, total_abs, total_square, sizes, largest, total_largest = found
-        sums = cls(abs_, square, total_abs, total_square, sizes, names)
-        if largest is not None:
-            sums.largest, sums.total_largest = largest, total_largest
-        return sums
 
     def __len__(self) -> int:
         return len(self.abs)
@@ -352,7 +344,7 @@ def sums(
         largest = flag(largest, "largest")
     items, names = collect(weights)
     single = len(items) == 1 and items[0] is weights
-    return Sums._of(sums_of(items, names, single, threads, unique, largest), names)
+    return Sums(*sums_of(items, names, single, threads, unique, largest), names)
 
 
 def partial_sums(

@@ -285,4 +285,4 @@ def _array_of_numbers(values: Any, label: str) -> NDArray[np.float32]:
 
 
 def _describe(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else type(value).__name__

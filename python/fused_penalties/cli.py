@@ -319,7 +319,7 @@ def _by_rules(path: str, tensors: Sequence[Tensor]) -> list[tuple[float, float]]
     try:
         rules = json.loads(encoded.decode(), object_pairs_hook=_each_once)
         if not isinstance(rules, dict):
-            raise ValueError(f"got a {type(rules).__name__}; wanted an object of names' patterns")
+            raise ValueError(f"got {type(rules).__name__}; wanted an object of names' patterns")
         found = resolve(
             {pattern: _regularizer(pattern, one) for pattern, one in rules.items()},
             tensors,

@@ -141,7 +141,7 @@ def sum_regularizer(
     given: Any = regularizer_list
     if not isinstance(given, Iterable):
         raise TypeError(
-            f"regularizer_list: got a {type(given).__name__}; wanted a sequence of regularizers"
+            f"regularizer_list: got {type(given).__name__}; wanted a sequence of regularizers"
         )
     members = []
     for position, member in enumerate(given):

@@ -105,7 +105,7 @@ class OrthogonalRegularizer(
         return ops.cast(self.factor / max(count * (count - 1) / 2, 1), x.dtype) * ops.sum(cosines)
 
 
-def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
+def fuse(model: keras.Layer, regularizer: Regularizers = None) -> None:
     """Makes all L1 and L2 penalties of the model's weights one operation, until `unfuse`.
 
     `model.losses` then has one loss in their place, float64 if one of the weights is and else
@@ -116,11 +116,11 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
 
     Fuse the model that is trained, not one inside of it: Keras asks the outermost alone. What is
     saved, loaded or cloned has its regularizers and is not fused; its losses are the same, but for
-    what `rules` adds.
+    what `regularizer` adds.
 
     Args:
         model: a model, or a layer that is trained without one.
-        rules: regularizers to be added to those that the weights have, until `unfuse`; what
+        regularizer: to be added to those that the weights have, until `unfuse`; what
             `fused_penalties.penalty` takes: one for all weights, or rules over their paths
             (`weight.path`: ``sequential/dense/kernel``) and the weights themselves::
 
@@ -129,9 +129,9 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
             They are regularizers of this module, of `fused_penalties`, of Keras, or functions of a
             tensor. Weights that are not trained have no penalty, whatever the rules say. Weights
             that the model gets later have none of the rules': fuse it again. They are not saved
-            with the model: fuse it again, with the same rules, when it is loaded.
+            with the model: fuse it again, with the same regularizer, when it is loaded.
 
-    A model that is fused already is fused anew, with these rules alone.
+    A model that is fused already is fused anew, with this regularizer alone.
 
     Raises, with the model as it was:
         TypeError: what is no model or layer; one with a way of its own to find its penalties;
@@ -140,7 +140,7 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
         RuntimeError: a version of Keras which finds the penalties in some other way.
     """
     if not isinstance(model, keras.Layer):
-        raise TypeError(f"model: got a {type(model).__name__}; wanted a Keras model")
+        raise TypeError(f"model: got {type(model).__name__}; wanted a Keras model")
     own = getattr(keras.Layer, _HOOK, None)
     if own is None:
         raise RuntimeError(
@@ -149,10 +149,10 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
         )
     if getattr(type(model), _HOOK) is not own:
         raise TypeError(
-            f"model: got a {type(model).__name__}, which has a {_HOOK} of its own, and would lose "
+            f"model: got {type(model).__name__}, which has a {_HOOK} of its own, and would lose "
             "what that finds; wanted a model with Keras'"
         )
-    terms = _terms_to_add(model, rules)
+    terms = _terms_to_add(model, regularizer)
     if _fusion_of(model) is not None:
         unfuse(model)
     added = [(variable, _Added(variable.regularizer, more)) for variable, more in terms]
@@ -163,7 +163,7 @@ def fuse(model: keras.Layer, rules: Regularizers = None) -> None:
 
 
 def unfuse(model: keras.Layer) -> None:
-    """Leaves the model as it was before `fuse`, without what `rules` had added.
+    """Leaves the model as it was before `fuse`, without what `regularizer` had added.
 
     ValueError for a model that is not fused.
     """
@@ -316,17 +316,17 @@ def _without(added: _Added, regularizer: Any) -> Any:
     return regularizer  # as it is if somebody has set another since
 
 
-def _terms_to_add(model: keras.Layer, rules: Regularizers) -> list[tuple[Any, list[Any]]]:
-    """The weights to which rules add a penalty, and the regularizers that they add."""
-    if rules is None:
+def _terms_to_add(model: keras.Layer, regularizer: Regularizers) -> list[tuple[Any, list[Any]]]:
+    """The weights that get a penalty more, and the regularizers that are added to each."""
+    if regularizer is None:
         return []
     weights = [w for w in model.weights if w.dtype in _core.RESULT_IS_FLOAT64]
     if not weights:
         raise ValueError(
-            f"rules: the model {model.name!r} has no weights yet; wanted one that is built, as "
-            "model.build(input_shape) does"
+            f"model: {model.name!r} has no weights yet that a regularizer could be for; wanted one "
+            "that is built, as model.build(input_shape) does"
         )
-    found = resolve(rules, weights, [w.path for w in weights])
+    found = resolve(regularizer, weights, [w.path for w in weights])
     terms = [(w, list(_with_gradient(rule))) for w, rule in zip(weights, found, strict=True)]
     return [(weight, more) for weight, more in terms if more]
 

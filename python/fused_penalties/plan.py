@@ -228,7 +228,7 @@ class Plan:
 
         `largest` finds the largest magnitudes too, in the same read.
         """
-        return Sums._of(self._plan.sums(flag(largest, "largest")), self.names)
+        return Sums(*self._plan.sums(flag(largest, "largest")), self.names)
 
     def l1_norm(self) -> Scalar:
         """Σ|w| over all buffers, with a penalty or without: a float, sums().total_abs."""
@@ -449,7 +449,7 @@ class Plan:
             listed = list(grads)
         else:
             raise TypeError(
-                f"grads: got {'None' if grads is None else f'a {type(grads).__name__}'}; wanted "
+                f"grads: got {'None' if grads is None else type(grads).__name__}; wanted "
                 "a sequence or a mapping of arrays"
             )
         if len(listed) != len(self):
@@ -485,7 +485,7 @@ def at_step(schedule: Any, step: Any) -> Any:
     """What a schedule gives for a step. TypeError if it is a regularizer, which may be callable."""
     if not callable(schedule) or isinstance(schedule, Regularizer):
         raise TypeError(
-            f"regularizer: got a {type(schedule).__name__} beside a step; wanted a "
+            f"regularizer: got {type(schedule).__name__} beside a step; wanted a "
             "schedule, a callable of the step that returns a regularizer"
         )
     return schedule(step)

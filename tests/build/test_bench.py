@@ -119,13 +119,13 @@ def small_works(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) ->
     settings.left_out = {}
     settings.leave_out = settings.left_out.__setitem__
     works = bench("cases.cpu.works").Works(settings)
-    works.large = works.largest = 1 << 20
+    works.large = works.huge = 1 << 20
     return works
 
 
 def test_rows_of_the_cpu(bench: Callable[[str], Any], small_works: Any) -> None:
-    of_parts = [small_works.memory, small_works.cache, small_works.small, small_works.streaming]
-    works = [of_part()[0] for of_part in of_parts]
+    parts = ("memory", "cache", "small", "largest", "streaming")
+    works = [getattr(small_works, part)()[0] for part in parts]
     rows = list(bench("work").rows("cpu", works, small_works.settings))
     assert len(rows) == len(works)
     assert json.loads(json.dumps(rows)) == rows
@@ -343,3 +343,17 @@ def test_wrong_arguments(words: list[str], message: str) -> None:
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("package", ["fused_penalties", "rich.console"])
+def test_a_package_is_missing(package: str) -> None:
+    code = f"""
+import runpy, sys
+sys.modules[{package!r}] = None
+runpy.run_module("bench", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (f"python -m bench: {package} is not installed: pip install '.[bench]'\n")

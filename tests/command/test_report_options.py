@@ -120,7 +120,7 @@ def test_a_table_shows_what_each_tensor_got(capsys, tmp_path):
     ("text", "fault"),
     [
         ("", "not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("[]", "got a list; wanted an object of names' patterns"),
+        ("[]", "got list; wanted an object of names' patterns"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": null, "a": {"l1": 1}}', "'a' is there twice"),
         ('{"weight": {"l1": 1, "l1": 2}}', "'l1' is there twice"),

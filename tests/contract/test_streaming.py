@@ -215,7 +215,7 @@ def test_only_neighbours_merge() -> None:
             first.merge(of([np.ones(5)], start=start))
     with pytest.raises(TypeError, match=r"^other: dtype float32; wanted float64, the stream's"):
         first.merge(of([np.ones(5, np.float32)], start=10))
-    with pytest.raises(TypeError, match=r"^other: got a PartialSums; wanted StreamingSums"):
+    with pytest.raises(TypeError, match=r"^other: got PartialSums; wanted StreamingSums"):
         first.merge(fp.partial_sums(np.ones(5)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted 10"):
         first.merge(first)
@@ -267,7 +267,7 @@ def test_the_dtype_may_be_given() -> None:
     for wrong in ("f4", np.int32, 3):
         with pytest.raises(TypeError, match=r"is not supported; wanted float16, bfloat16,"):
             fp.StreamingSums(wrong)
-    with pytest.raises(TypeError, match=r"^dtype: got a ndarray; wanted a dtype, or None"):
+    with pytest.raises(TypeError, match=r"^dtype: got ndarray; wanted a dtype, or None"):
         fp.StreamingSums(np.ones(3, np.float32))
 
 
@@ -337,8 +337,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another dtype": ({"dtype": "int64"}, "dtype int64 is not supported"),
     "no dtype": ({"dtype": ""}, "size: got 3072 elements of no dtype"),
     "a narrower dtype": ({"dtype": "float32"}, "head: got 8 bytes; wanted 4100"),
-    "a dtype that is no string": ({"dtype": None}, "dtype: got a NoneType; wanted a string"),
-    "many dtypes": ({"dtype": ["float64"]}, "dtype: got a list; wanted a string"),
+    "a dtype that is no string": ({"dtype": None}, "dtype: got NoneType; wanted a string"),
+    "many dtypes": ({"dtype": ["float64"]}, "dtype: got list; wanted a string"),
     "a negative start": ({"start": -1}, "start: got -1; wanted"),
     "a negative size": ({"size": -1}, "size: got -1; wanted"),
     "a fraction": ({"size": 3072.0}, r"size: got 3072\.0; wanted an integer"),
@@ -354,7 +354,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no head": ({"head": ""}, "head: got 0 bytes; wanted 8"),
     "a long tail": ({"tail": GOOD["tail"] + "00"}, "tail: got 8185 bytes; wanted 8184"),
     "no hexadecimal": ({"head": "xy" * 8}, "head: .*wanted bytes in hexadecimal"),
-    "bytes": ({"head": bytes(8)}, "head: got a bytes; wanted a string"),
+    "bytes": ({"head": bytes(8)}, "head: got bytes; wanted a string"),
     "limbs of one sum": ({"limbs": GOOD["limbs"][:1]}, "limbs: got int64 of shape"),
     "few limbs": ({"limbs": np.zeros((2, 69), np.int64)}, r"limbs: .*\(1, 2, 69\); wanted"),
     "ragged limbs": ({"limbs": [[1], [1, 2]]}, "limbs: "),
@@ -369,7 +369,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"limbs": np.pad(np.full((2, 1), 3), ((0, 0), (69, 0)))},
         "limbs: got the sums of more than 2 blocks",
     ),
-    "a largest that is no string": ({"largest": 1.0}, "largest: got a float; wanted a string"),
+    "a largest that is no string": ({"largest": 1.0}, "largest: got float; wanted a string"),
     "a largest that is no number": ({"largest": "big"}, "largest: got 'big'; wanted what float"),
     "too large a largest": ({"largest": "0x1p2000"}, "largest: got '0x1p2000'; wanted what float"),
     "a negative largest": ({"largest": "-0x1p0"}, "largest: got a negative number"),
@@ -390,7 +390,7 @@ def test_states_that_are_none(kind: str) -> None:
 
 
 def test_states_that_are_no_mapping() -> None:
-    with pytest.raises(TypeError, match=r"^state: got a list; wanted a mapping"):
+    with pytest.raises(TypeError, match=r"^state: got list; wanted a mapping"):
         fp.StreamingSums.from_state(list(GOOD.items()))  # type: ignore[arg-type]
     for key in GOOD:
         less = {other: value for other, value in GOOD.items() if other != key}

@@ -37,7 +37,7 @@ TOLD = {
     "shapes": r"ValueError: .*'w'.*shape is \(3,\) on rank 0 but \(4,\) on rank 2",
     "dtypes": r"ValueError: .*'w'.*dtype is float32 on rank 0 but float64 on rank 2",
     "gap": r"ValueError: .*'w'.*elements 4 to 5 are on no rank",
-    "an error of its own": r"RankError: rank 2: TypeError: .*'w'.*got a list",
+    "an error of its own": r"RankError: rank 2: TypeError: .*'w'.*got list",
     "undeclared": r"RankError: replicas differ: 'w' .* rank 1 than on rank 0",
     "drifted": r"RankError: replicas differ: 'w' .* rank 2 than on rank 0",
     "another limit": r"RankError: .* not at the same call .* to 1.0, rank 2 .* to 2.0",

@@ -456,7 +456,7 @@ def test_errors_leave_the_model_as_it_was() -> None:
     assert model.layers[1].kernel.regularizer is None
     with pytest.raises(ValueError, match="has no weights yet"):
         fuse(keras.Sequential([dense("l2")]), L2(0.1))
-    with pytest.raises(TypeError, match="got a list; wanted a Keras model"):
+    with pytest.raises(TypeError, match="got list; wanted a Keras model"):
         fuse([model])
     with pytest.raises(ValueError, match="not fused"):
         unfuse(None)

@@ -353,7 +353,7 @@ def test_other_dtypes() -> None:
         ours.l1_regularizer(0.5)(tf.constant([1]))
     with pytest.raises(TypeError, match="weights: dtype complex64 is not supported"):
         ours.apply_regularization(ours.l1_regularizer(0.5), [tf.constant([1j], tf.complex64)])
-    with pytest.raises(TypeError, match="regularizer: got a float; wanted a regularizer"):
+    with pytest.raises(TypeError, match="regularizer: got float; wanted a regularizer"):
         ours.apply_regularization(0.5, [tf.constant(W)])
 
 

@@ -225,9 +225,9 @@ def test_a_mask() -> None:
         ({"a": True}, ValueError, "mask: got a pytree of another structure than params; wanted a"),
         ({"a": True, "b": {"d": True}}, ValueError, "mask: got a pytree of another structure"),
         ({"a": [True], "b": True}, ValueError, "mask: got a pytree of another structure"),
-        ({"a": 1, "b": True}, TypeError, r"mask: got a int for params\['a'\]; wanted True or Fal"),
+        ({"a": 1, "b": True}, TypeError, r"mask: got int for params\['a'\]; wanted True or Fal"),
         (lambda params: None, ValueError, "mask: got a pytree of another structure"),
-        ("a", TypeError, r"mask: got a str for params\['a'\]; wanted True or False"),
+        ("a", TypeError, r"mask: got str for params\['a'\]; wanted True or False"),
     ],
 )
 def test_masks_that_do_not_fit(mask: Any, error: type[Exception], message: str) -> None:
@@ -408,8 +408,8 @@ def test_weights_on_several_devices() -> None:
         (np.asarray([True]), r"params\['a/b'\]: dtype bool is not supported"),
         (3, r"params\['a/b'\]: dtype int32 is not supported"),
         (np.ones(2, np.complex64), r"params\['a/b'\]: dtype complex64 is not supported"),
-        ("text", r"params\['a/b'\]: got a str; wanted an array"),
-        (jax.ShapeDtypeStruct((2,), np.float32), r"got a ShapeDtypeStruct; wanted an array"),
+        ("text", r"params\['a/b'\]: got str; wanted an array"),
+        (jax.ShapeDtypeStruct((2,), np.float32), r"got ShapeDtypeStruct; wanted an array"),
     ],
 )
 def test_leaves_that_have_no_penalty(leaf: Any, message: str) -> None:
@@ -429,9 +429,9 @@ def test_leaves_that_have_no_penalty(leaf: Any, message: str) -> None:
         ({"nothing": L2(0.1), ".*": None}, ValueError, "'nothing' is found in none of the 2 names"),
         ([L2(0.1)], ValueError, "got a sequence of 1; wanted one for each of 2 buffers"),
         (L2, TypeError, "got the class L2; wanted an instance of it"),
-        (0.1, TypeError, "got a float; wanted a regularizer or None"),
+        (0.1, TypeError, "got float; wanted a regularizer or None"),
         (lambda w: w, ValueError, r"params\['a'\]: <lambda> returned an array of rank 1; wanted a"),
-        (lambda w: 1.0, TypeError, r"<lambda> returned a float, which JAX cannot differentiate"),
+        (lambda w: 1.0, TypeError, r"<lambda> returned float, which JAX cannot differentiate"),
     ],
 )
 def test_regularizers_that_are_none(regularizer: Any, error: Any, message: str) -> None:

@@ -119,8 +119,8 @@ def test_what_would_be_written_into_a_copy(call: Any) -> None:
     ("grads", "error", "message"),
     [
         (None, TypeError, "^grads: got None; wanted"),
-        ("ab", TypeError, "^grads: got a str; wanted"),
-        (3.0, TypeError, "^grads: got a float; wanted"),
+        ("ab", TypeError, "^grads: got str; wanted"),
+        (3.0, TypeError, "^grads: got float; wanted"),
         ([], ValueError, "^grads: got 0; wanted one for each of 2 weights"),
         ([W.copy()] * 3, ValueError, "^grads: got 3; wanted one for each of 2 weights"),
         (np.zeros((2, 2, 2), np.float32), TypeError, "^grads: got one array; wanted a sequence"),

@@ -132,11 +132,9 @@ def test_schedules() -> None:
 
 def test_what_is_no_schedule() -> None:
     plan = fp.Plan(W, L1(0.5))
-    with pytest.raises(
-        TypeError, match=r"^regularizer: got a dict beside a step; wanted a schedule"
-    ):
+    with pytest.raises(TypeError, match=r"^regularizer: got dict beside a step; wanted a schedule"):
         plan.set_regularizer({".": None}, step=1)
-    with pytest.raises(TypeError, match=r"^regularizer: got a float"):
+    with pytest.raises(TypeError, match=r"^regularizer: got float"):
         plan.set_regularizer(lambda step: 0.1, step=1)
 
     def failing(step: int) -> Any:

@@ -259,7 +259,7 @@ def test_a_sum_of_functions_that_return_none() -> None:
 
 
 def test_a_sum_of_what_is_no_regularizer() -> None:
-    with pytest.raises(TypeError, match=r"^regularizer_list\[1\]: got a str; wanted a regularizer"):
+    with pytest.raises(TypeError, match=r"^regularizer_list\[1\]: got str; wanted a regularizer"):
         contrib.sum_regularizer([None, "l2"])  # type: ignore[list-item]
 
 

@@ -214,7 +214,7 @@ def test_a_function_that_is_not_scalar(result: object, rank: int) -> None:
 
 @pytest.mark.parametrize("result", ["1.0", object(), 1j])
 def test_a_function_that_returns_no_number(result: object) -> None:
-    with pytest.raises(TypeError, match=r"^regularizer returned a \w+; wanted a scalar"):
+    with pytest.raises(TypeError, match=r"^regularizer returned \w+; wanted a scalar"):
         penalty([W], lambda x: result)
 
 
@@ -329,7 +329,7 @@ def test_what_is_no_rule(pattern: object, pairs: bool) -> None:
     [
         (lambda w: w.ndim < 2, "got <lambda> as a rule: too many positional arguments"),
         (regularizers.L1(0.5), "got L1(l1=0.5) as a rule: too many positional arguments"),
-        (lambda name, w: w < 2, "<lambda> returned a ndarray for 'w'"),
+        (lambda name, w: w < 2, "<lambda> returned ndarray for 'w'"),
     ],
 )
 def test_what_is_no_function_of_name_and_array(rule: Any, message: str) -> None:
@@ -340,10 +340,10 @@ def test_what_is_no_function_of_name_and_array(rule: Any, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("bad", "got"),
-    [(("a", None, 1), "tuple of 3"), (regularizers.L1(), "L1"), (("a",), "tuple of 1")],
+    [(("a", None, 1), "a tuple of 3"), (regularizers.L1(), "L1"), (("a",), "a tuple of 1")],
 )
 def test_what_is_no_pair(bad: Any, got: str) -> None:
-    message = f"regularizer[1]: got a {got}; wanted a pair of a rule and a regularizer"
+    message = f"regularizer[1]: got {got}; wanted a pair of a rule and a regularizer"
     with pytest.raises(TypeError, match=exactly(message)):
         penalty({"a": W, "b": W}, [("a", None), bad])
 
@@ -363,13 +363,13 @@ def test_a_sequence_has_one_for_each(count: int) -> None:
 @pytest.mark.parametrize(
     ("regularizer", "label"),
     [
-        ("l2", "regularizer: got a str"),
-        (0.1, "regularizer: got a float"),
+        ("l2", "regularizer: got str"),
+        (0.1, "regularizer: got float"),
         (regularizers.L2, "regularizer: got the class L2"),
-        ([None, "l2"], r"regularizer\[1\]: got a str"),
+        ([None, "l2"], r"regularizer\[1\]: got str"),
         ([regularizers.L1, None], r"regularizer\[0\]: got the class L1"),
-        ({"a": None, "b": 0.1}, r"regularizer\['b'\]: got a float"),
-        ([("a", None), ("b", "l2")], r"regularizer\[1\]: got a str"),
+        ({"a": None, "b": 0.1}, r"regularizer\['b'\]: got float"),
+        ([("a", None), ("b", "l2")], r"regularizer\[1\]: got str"),
     ],
 )
 def test_what_is_no_regularizer(regularizer: Any, label: str) -> None:
@@ -449,7 +449,7 @@ def test_add_n_of_nothing(inputs: Any) -> None:
 def test_add_n_of_what_is_no_scalar() -> None:
     with pytest.raises(ValueError, match=r"^inputs\[1\]: got an array of shape \(2, 2\); wanted"):
         add_n([1.0, W])
-    with pytest.raises(TypeError, match=r"^inputs\[0\]: got a str; wanted a scalar"):
+    with pytest.raises(TypeError, match=r"^inputs\[0\]: got str; wanted a scalar"):
         add_n(["1.0"])
     with pytest.raises(TypeError, match=r"^inputs\[1\]: dtype int32 is not supported"):
         add_n([1.0, np.int32(3)])

@@ -59,7 +59,7 @@ BAD: dict[str, tuple[Callable[[VariableStore], object], type[Exception], str]] =
     "a regularizer that is none": (
         lambda store: store.get_variable("x", W, regularizer="l2"),
         TypeError,
-        "regularizer: got a str; wanted a regularizer or None",
+        "regularizer: got str; wanted a regularizer or None",
     ),
     "a regularized array of integers": (
         lambda store: store.get_variable("x", np.ones(3, int), regularizer=L1),
@@ -114,7 +114,7 @@ BAD: dict[str, tuple[Callable[[VariableStore], object], type[Exception], str]] =
     "a scope with a bad regularizer": (
         lambda store: store.variable_scope("sc", regularizer=0.1).__enter__(),
         TypeError,
-        "regularizer: got a float; wanted a regularizer or None",
+        "regularizer: got float; wanted a regularizer or None",
     ),
     "a scope with a bad reuse": (
         lambda store: store.variable_scope("sc", reuse="yes").__enter__(),

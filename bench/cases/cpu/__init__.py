@@ -19,6 +19,7 @@ PARTS = {
     "sizes": "one buffer of float32, from 4 KiB on, one thread",
     "threads": "one buffer that no cache holds, with more threads",
     "small": "from one to 10,000 buffers of 64 float32",
+    "largest": "the largest magnitude in the same read, in each dtype, one thread",
     "streaming": "StreamingSums in chunks, one thread",
     "footprint": "memory that a call takes beyond its inputs",
 }
@@ -27,7 +28,8 @@ MODULE = "bench.cases.cpu.works"
 
 def run(parts: Sequence[str], settings: Settings) -> Iterator[Row]:
     cores = machine.threads()
-    if alone := [part for part in parts if part in ("memory", "cache", "sizes", "streaming")]:
+    in_one_thread = ("memory", "cache", "sizes", "largest", "streaming")
+    if alone := [part for part in parts if part in in_one_thread]:
         yield from child.rows(MODULE, settings, threads=1, parts=alone)
     if "threads" in parts:
         for threads in (2**n for n in range(1, cores.bit_length())):

@@ -12,6 +12,7 @@ import numpy as np
 
 import fused_penalties as fp
 from bench import exact, limits, machine, peers
+from bench.exact import GUARANTEED
 from bench.settings import Settings
 from bench.timing import Contenders
 from bench.weights import DTYPES, OFFSETS, STANDARD_DEVIATION, memory
@@ -41,11 +42,11 @@ class Works:
         self.peers = peers.every(settings.leave_out, settings.quick)
         # Several times what the last cache holds.
         self.large = max(128 << 20, 4 * machine.last_cache())
-        self.largest = self.large if settings.quick else max(512 << 20, self.large)
+        self.huge = self.large if settings.quick else max(512 << 20, self.large)
 
     def memory(self) -> list[Work]:
         quick = self.settings.quick
-        return [self.sums("float32", self.largest, offset) for offset in OFFSETS] + [
+        return [self.sums("float32", self.huge, offset) for offset in OFFSETS] + [
             self.sums(dtype, self.large, offset, with_peers=offset == 0 and not quick)
             for dtype in ("float16", "bfloat16", "float64")
             for offset in (OFFSETS[:1] if quick else OFFSETS)
@@ -66,12 +67,12 @@ class Works:
 
     def sizes(self) -> list[Work]:
         step = 6 if self.settings.quick else 2
-        sizes = [1 << bits for bits in range(12, self.largest.bit_length() - 1, step)]
+        sizes = [1 << bits for bits in range(12, self.huge.bit_length() - 1, step)]
         return [self.sums("float32", size, 0) for size in sizes if size != IN_CACHE]
 
     def threads(self) -> list[Work]:
         offsets = OFFSETS[:1] if self.settings.quick else OFFSETS
-        return [self.sums("float32", self.largest, offset) for offset in offsets]
+        return [self.sums("float32", self.huge, offset) for offset in offsets]
 
     def small(self) -> list[Work]:
         counts = (1000,) if self.settings.quick else (1, 10, 100, 1000, 10_000)
@@ -113,7 +114,7 @@ class Works:
             made = [numbers(size, dtype, offset, at % VALUES) for at, size in enumerate(sizes)]
             wanted = [exact_sums(size, dtype, at % VALUES) for at, size in enumerate(sizes)]
             sums = fp.sums(made, threads=self.cores)
-            check((sums.abs, sums.square), wanted, exact.GUARANTEED[dtype])
+            check((sums.abs, sums.square), wanted, GUARANTEED[dtype])
             buffers = times * made
             contenders: dict[str, Callable[[], Any]] = {
                 "fused_penalties": partial(fp.sums, buffers, threads=self.cores),
@@ -134,6 +135,40 @@ class Works:
                     why = str(error).strip() or type(error).__name__
                     self.settings.leave_out(f"{peer.name}, {dtype}", why.splitlines()[0])
             return contenders
+
+        return Work(keys, prepare)
+
+    def largest(self) -> list[Work]:
+        quick = self.settings.quick
+        return [
+            self.with_largest(dtype, offset)
+            for dtype in (["float32"] if quick else DTYPES)
+            for offset in (OFFSETS[:1] if quick else OFFSETS)
+        ]
+
+    def with_largest(self, dtype: str, offset: int) -> Work:
+        keys = {
+            "what": "sums and largest magnitude",
+            "dtype": dtype,
+            "bytes": self.huge,
+            "buffers": 1,
+            "threads": self.cores,
+            "offset": offset,
+            "where": machine.where(self.huge),
+        }
+
+        def prepare(errors: dict[str, float]) -> Contenders:
+            buffer = numbers(self.huge // np.dtype(DTYPES[dtype]).itemsize, dtype, offset)
+            found = fp.sums([buffer], threads=self.cores, largest=True)
+            check((found.abs, found.square), [exact_sums(buffer.size, dtype)], GUARANTEED[dtype])
+            most = float(np.abs(buffer[:PIECE]).max())
+            if found.total_largest != most:
+                raise WrongResult(f"wrong largest magnitude: {found.total_largest!r}, not {most!r}")
+            return {
+                "fused_penalties": partial(fp.sums, [buffer], threads=self.cores, largest=True),
+                **limits.reads([buffer], self.cores),
+                "fp.sums without it": partial(fp.sums, [buffer], threads=self.cores),
+            }
 
         return Work(keys, prepare)
 
@@ -168,9 +203,7 @@ class Works:
 
             found = streamed()
             wanted = [exact_sums(buffer.size, "float32")]
-            check(
-                (np.ravel(found.abs), np.ravel(found.square)), wanted, exact.GUARANTEED["float32"]
-            )
+            check((np.ravel(found.abs), np.ravel(found.square)), wanted, GUARANTEED["float32"])
             return {
                 "fused_penalties": streamed,
                 "fp.sums of the whole": partial(fp.sums, buffer, threads=self.cores),

@@ -90,7 +90,7 @@ def engine_of(group: Any, limit: float) -> Engine:
             "torch.distributed.init_process_group() before, or a communicator of mpi4py"
         )
     raise TypeError(
-        f"group: got a {type(group).__name__}; wanted None, a process group of torch.distributed "
+        f"group: got {type(group).__name__}; wanted None, a process group of torch.distributed "
         "or a communicator of mpi4py"
     )
 

@@ -215,7 +215,7 @@ class Plan:
         limbs, magnitudes = self._exact(largest)
         sizes = np.array(self._agreement.sizes, np.int64)
         found = _core.sums_of_limbs(limbs)
-        sums = DistributedSums(*found, sizes, self.names, not self.inexact)
+        sums = DistributedSums(*found, sizes, names=self.names, exact=not self.inexact)
         if magnitudes is not None:
             sums.largest, sums.total_largest = magnitudes, largest_of_all(magnitudes)
         return sums

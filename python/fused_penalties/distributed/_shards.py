@@ -54,7 +54,7 @@ def collect_named(
         pairs = [(None, None)]
     if any(name is None for name, _ in pairs):
         raise TypeError(
-            f"{argument}: got a {type(named).__name__}; wanted a mapping of names to {wanted}: "
+            f"{argument}: got {type(named).__name__}; wanted a mapping of names to {wanted}: "
             "ranks know tensors by their names"
         )
     found = {str(name): value for name, value in pairs}
@@ -164,7 +164,7 @@ def _box(
 def _checked(array: Any, label: str) -> Any:
     if not (is_tensor(array) or isinstance(array, np.ndarray)):
         raise TypeError(
-            f"{label}: got a {type(array).__name__}; wanted a torch tensor, a DTensor, a NumPy "
+            f"{label}: got {type(array).__name__}; wanted a torch tensor, a DTensor, a NumPy "
             "array or a Shard of one"
         )
     return array

@@ -139,7 +139,7 @@ def _let_through(mask: Any, params: Any, names: Sequence[str]) -> list[bool]:
     for name, one in zip(names, found, strict=True):
         if not isinstance(one, bool | np.bool_):
             raise TypeError(
-                f"mask: got a {type(one).__name__} for {label_of(name)}; wanted True or False"
+                f"mask: got {type(one).__name__} for {label_of(name)}; wanted True or False"
             )
     return found
 
@@ -149,7 +149,7 @@ def array_of(name: str, leaf: Any) -> Array:
     try:
         array = jnp.asarray(leaf)
     except (TypeError, ValueError):
-        raise TypeError(f"{label_of(name)}: got a {type(leaf).__name__}; wanted an array") from None
+        raise TypeError(f"{label_of(name)}: got {type(leaf).__name__}; wanted an array") from None
     try:
         dtype_name(array.dtype)
     except TypeError as error:
@@ -170,7 +170,7 @@ def called(name: str, weight: Array, function: RegularizerLike) -> Array | None:
         return None
     if not isinstance(result, jax.Array):
         raise TypeError(
-            f"{label_of(name)}: {name_of(function)} returned a {type(result).__name__}, which JAX "
+            f"{label_of(name)}: {name_of(function)} returned {type(result).__name__}, which JAX "
             "cannot differentiate; wanted a JAX scalar"
         )
     if result.ndim:

@@ -127,7 +127,7 @@ def _checked(item: Any, label: str) -> Any:
         weight = getattr(item, "value", None)  # of a variable of Keras 3's
     if not isinstance(weight, _DENSE):
         if isinstance(item, _SPARSE):
-            raise TypeError(f"{label}: got a {type(item).__name__}; wanted a dense tensor")
+            raise TypeError(f"{label}: got {type(item).__name__}; wanted a dense tensor")
         raise TypeError(f"{label}: got {_described(item)}; wanted a TensorFlow variable or tensor")
     dtype = weight.dtype.base_dtype.name  # without the "_ref" of TensorFlow 1
     if dtype not in _core.RESULT_IS_FLOAT64:
@@ -156,4 +156,4 @@ def _called(label: str, tensor: Any, function: RegularizerLike) -> list[Any]:
 
 
 def _described(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else type(value).__name__

@@ -92,7 +92,7 @@ def add_n(inputs: Iterable[Any]) -> np.floating[Any]:
         if np.ndim(x) != 0:
             raise ValueError(f"{label}: got an array of shape {np.shape(x)}; wanted a scalar")
         if not hasattr(x, "__float__"):
-            raise TypeError(f"{label}: got a {type(x).__name__}; wanted a scalar")
+            raise TypeError(f"{label}: got {type(x).__name__}; wanted a scalar")
         try:
             found.append(float(x))
         except OverflowError:

@@ -77,11 +77,11 @@ class Handle:
             raise ValueError(f"mode: got {mode!r}; wanted one of {', '.join(map(repr, _MODES))}")
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
-                f"optimizer: got a {type(optimizer).__name__}; wanted a torch.optim.Optimizer"
+                f"optimizer: got {type(optimizer).__name__}; wanted a torch.optim.Optimizer"
             )
         if schedule is not None and not callable(schedule):
             raise TypeError(
-                f"schedule: got a {type(schedule).__name__}; wanted a function of the step's number"
+                f"schedule: got {type(schedule).__name__}; wanted a function of the step's number"
             )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(

@@ -43,13 +43,13 @@ def clip_grad_norm_(
         parameters = [parameters]
     elif not isinstance(parameters, Iterable) or isinstance(parameters, torch.nn.Module):
         raise TypeError(
-            f"parameters: got a {type(parameters).__name__}; wanted a tensor or an iterable of "
+            f"parameters: got {type(parameters).__name__}; wanted a tensor or an iterable of "
             "tensors, such as model.parameters()"
         )
     parameters = list(parameters)
     for at, param in enumerate(parameters):
         if not isinstance(param, torch.Tensor):
-            raise TypeError(f"parameters[{at}]: got a {type(param).__name__}; wanted a tensor")
+            raise TypeError(f"parameters[{at}]: got {type(param).__name__}; wanted a tensor")
     params = [param for param in parameters if param.grad is not None]
     if norm_type != 2.0 or not params or not _all_plain(params):
         return torch.nn.utils.clip_grad_norm_(

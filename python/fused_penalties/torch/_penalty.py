@@ -68,7 +68,7 @@ def penalty(params: Any, regularizer: Regularizers) -> Any:
     else:
         if not isinstance(params, Iterable) or isinstance(params, torch.nn.Module | np.ndarray):
             raise TypeError(
-                f"params: got a {type(params).__name__}; wanted a tensor, an iterable of tensors "
+                f"params: got {type(params).__name__}; wanted a tensor, an iterable of tensors "
                 "or a mapping of names to them; Penalty takes a model"
             )
         weights = list(params)
@@ -113,17 +113,17 @@ def _check(key: Any, weight: Any, spread: bool) -> None:
         return
     label = f"params[{key!r}]"
     if isinstance(weight, tuple):
-        raise TypeError(f"{label}: got a tuple; wanted a tensor (of pairs with names, dict(pairs))")
+        raise TypeError(f"{label}: got tuple; wanted a tensor (of pairs with names, dict(pairs))")
     if not isinstance(weight, torch.Tensor):
-        raise TypeError(f"{label}: got a {type(weight).__name__}; wanted a torch tensor")
+        raise TypeError(f"{label}: got {type(weight).__name__}; wanted a torch tensor")
     if hasattr(weight, "to_local") and not spread:
         raise TypeError(
-            f"{label}: got a {type(weight).__name__}, which is distributed; wanted a tensor of "
+            f"{label}: got {type(weight).__name__}, which is distributed; wanted a tensor of "
             "this process (to_local()), or fused_penalties.distributed.penalty"
         )
     if hasattr(weight, "materialize"):
         raise TypeError(
-            f"{label}: got a {type(weight).__name__}, which has no values until its module has "
+            f"{label}: got {type(weight).__name__}, which has no values until its module has "
             "seen data; wanted a tensor"
         )
     if weight.layout != torch.strided:
@@ -154,7 +154,7 @@ def called(key: Any, weight: Any, function: RegularizerLike) -> list[Any]:
         return []
     if not isinstance(result, torch.Tensor):
         raise TypeError(
-            f"params[{key!r}]: {name_of(function)} returned a {type(result).__name__}, which "
+            f"params[{key!r}]: {name_of(function)} returned {type(result).__name__}, which "
             "autograd cannot follow; wanted a torch tensor of rank 0"
         )
     if result.ndim:
@@ -192,7 +192,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
 
     Args:
         model: the module whose parameters are meant.
-        rules: as `fused_penalties.Plan` takes them: one regularizer for all; or regular expressions
+        regularizer: as `fused_penalties.Plan` takes it: one for all; or rules, regular expressions
             over the parameters' names, or functions of name and parameter, of which the first that
             holds decides. They are checked against frozen parameters too.
         skip_1d: leaves out parameters of rank 0 and 1: the biases and the scales of norm layers,
@@ -213,7 +213,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     def __init__(
         self,
         model: torch.nn.Module,
-        rules: Regularizers,
+        regularizer: Regularizers,
         skip_1d: bool = False,
         *,
         no_weight_decay: bool | Collection[str] = False,
@@ -222,7 +222,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model: got a {type(model).__name__}; wanted a torch.nn.Module")
+            raise TypeError(f"model: got {type(model).__name__}; wanted a torch.nn.Module")
         self._model = (model,)  # in a tuple, or it would become a submodule
         self._skip_1d = skip_1d
         self._left_out = _names_of(model, no_weight_decay)
@@ -233,7 +233,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         self._held: list[tuple[int, Any]] = []  # what the plan is of
         self._places: list[tuple[dict[str, Any], str]] = []  # in the dicts that modules keep
         self._params: list[Any] = []
-        self._find(rules)
+        self._find(regularizer)
         if not any(self._was_trained):
             raise ValueError(
                 f"model: none of the {len(self._params)} parameters of this "
@@ -266,13 +266,13 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         return found
 
     def set_regularizer(
-        self, rules: Regularizers | Callable[[Any], Regularizers], step: Any = None
+        self, regularizer: Regularizers | Callable[[Any], Regularizers], step: Any = None
     ) -> None:
         """Other rules, or other strengths in them, in place of all before.
 
-        With `step` it is a schedule, a function of the step's number that returns the rules.
+        With `step` it is a schedule, a function of the step's number that returns them.
         """
-        self._find(cast(Any, rules) if step is None else at_step(rules, step))
+        self._find(cast(Any, regularizer) if step is None else at_step(regularizer, step))
 
     def attach(
         self,
@@ -314,7 +314,7 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
                 for one, known in zip(now, self._params, strict=True)
             ]
         if not all(map(is_, now, self._params)):
-            self._find(self._rules)
+            self._find(self._regularizer)
         elif [param.requires_grad for param in now] != self._was_trained:
             self._penalize()
         return self._penalized
@@ -351,8 +351,8 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
         """A copy agrees with the other ranks anew."""
         return {**self.__dict__, "_plan": None, "_planned": None}
 
-    def _find(self, rules: Regularizers) -> None:
-        """Finds the model's parameters, and what the rules make of them."""
+    def _find(self, regularizer: Regularizers) -> None:
+        """Finds the model's parameters, and the regularizer of each."""
         known = {
             (id(there), key): param
             for (there, key), param in zip(self._places, self._params, strict=True)
@@ -377,13 +377,13 @@ class Penalty(torch.nn.Module):  # type: ignore[misc]
             for k, (name, param) in enumerate(zip(names, params, strict=True))
             if not (self._skip_1d and param.ndim < 2) and not _listed(name, self._left_out)
         ]
-        found = resolve(rules, [params[k] for k in asked], [names[k] for k in asked])
+        found = resolve(regularizer, [params[k] for k in asked], [names[k] for k in asked])
         regularizers: list[RegularizerLike | None] = [None] * len(params)
         for k, one in zip(asked, found, strict=True):
             regularizers[k] = one
         penalized = _trained_of(names, params, regularizers, self._spread)
         self._places, self._names, self._params = places, names, params
-        self._rules, self._regularizers = rules, regularizers
+        self._regularizer, self._regularizers = regularizer, regularizers
         self._penalized = penalized
         self._was_trained = [param.requires_grad for param in params]
 
