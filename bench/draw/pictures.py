@@ -143,7 +143,7 @@ def buffers(results: Sequence[Result]) -> Iterator[Picture]:
 
 
 def speedups(results: Sequence[Result]) -> Iterator[Picture]:
-    """One picture for each case and machine."""
+    """One picture for each case and machine, and of `frameworks` for each framework."""
     for at, result in enumerate(results, start=1):
         kinds: dict[str, list[Bars]] = {}
         for rows in _typical([row for row in result.timed() if _peers(row)]):
@@ -159,17 +159,17 @@ def speedups(results: Sequence[Result]) -> Iterator[Picture]:
                 for error in [rows[0]["contenders"].get(peer, {}).get("error", 0.0)]
                 if error >= 0.01
             }
-            kinds.setdefault(rows[0]["case"], []).append(Bars(_work(rows[0]), ratios, notes))
-        for case, panels in kinds.items():
-            title = f"How many times as fast fused-penalties is: {case}\n{result.name}"
+            kinds.setdefault(_subject(rows[0]), []).append(Bars(_work(rows[0]), ratios, notes))
+        for subject, panels in kinds.items():
+            title = f"How many times as fast fused-penalties is: {subject}\n{result.name}"
             caption = (
-                f"How many times as fast fused-penalties is as others, {case}, "
+                f"How many times as fast fused-penalties is as others, {subject}, "
                 f"{result.name}. Where a bar goes left from 1, the other one is faster. "
                 "Of memory on a cache line and 16 bytes past one, the worse for us counts. "
                 "“51 % off” would mean that the sums of the other one are wrong by so much."
             )
-            name = f"speedup-{case}" + (f"-{at}" if len(results) > 1 else "")
-            yield Picture(name, caption, partial(charts.bars, panels, title))
+            words = ["speedup", *subject.lower().split()] + [str(at)] * (len(results) > 1)
+            yield Picture("-".join(words), caption, partial(charts.bars, panels, title))
 
 
 def errors(results: Sequence[Result]) -> Iterator[Picture]:
@@ -303,7 +303,7 @@ def _typical(rows: Sequence[Row]) -> list[list[Row]]:
             kept = [row for row in kept if row not in group or row[along] in shown]
     works: dict[tuple, list[Row]] = {}
     for row in kept:
-        works.setdefault((row["case"], _work(row)), []).append(row)
+        works.setdefault((_subject(row), _work(row)), []).append(row)
     return list(works.values())
 
 
@@ -313,9 +313,16 @@ def _but(along: str, row: Row) -> tuple:
     return row["case"], row["what"], row["dtype"], row["threads"], row["offset"], each
 
 
+def _subject(row: Row) -> str:
+    """The case, or the framework, with which the texts of its rows begin."""
+    case: str = row["case"]
+    return str(row["what"]).partition(",")[0] if case == "frameworks" else case
+
+
 def _work(row: Row) -> str:
-    """What all rows have in common that differ only in where the memory lies."""
-    return work.title({**row, "offset": 0}).removeprefix("sums, ")
+    """What rows that differ only in where the memory lies have in common, but for the subject."""
+    title = work.title({**row, "offset": 0})
+    return title.removeprefix("sums, ").removeprefix(f"{_subject(row)}, ")
 
 
 def _gigabytes(row: Row, contender: str) -> float:

@@ -113,13 +113,13 @@ def test_a_peer_that_is_not_installed(
 
 @pytest.fixture
 def small_works(bench: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The case cpu, whose largest buffers have a megabyte, beside NumPy alone."""
+    """The case cpu, whose large buffers have a megabyte, beside NumPy alone."""
     monkeypatch.setattr(bench("peers"), "PACKAGES", {"with_numpy": ("numpy",)})
     settings = bench("settings").Settings("quick")
     settings.left_out = {}
     settings.leave_out = settings.left_out.__setitem__
     works = bench("cases.cpu.works").Works(settings)
-    works.large = works.huge = 1 << 20
+    works.large = 1 << 20
     return works
 
 

@@ -317,3 +317,17 @@ def test_bars_show_the_worse_place_of_the_memory(tmp_path: Path) -> None:
     (panel,) = picture.draw.args[0]
     assert panel.title == "float32, 256 KiB, 1 thread"
     assert panel.ratios == pytest.approx(PEERS | {"numpy": 7.0})
+
+
+def test_each_framework_has_bars_of_its_own(tmp_path: Path) -> None:
+    rows = [
+        timed(SHORT, 1e-5, case="frameworks", what=what)
+        for what in ("torch, attached", "torch, forward", "Keras on jax, attached")
+    ]
+    results = module("figures").load([written(tmp_path, rows)])
+    pictures = {one.name: one.draw.args[0] for one in module("pictures").speedups(results)}
+    assert {name: len(panels) for name, panels in pictures.items()} == {
+        "speedup-torch": 2,
+        "speedup-keras-on-jax": 1,
+    }
+    assert pictures["speedup-torch"][0].title.startswith("attached, float32")

@@ -41,12 +41,11 @@ class Works:
         self.cores = machine.threads()
         self.peers = peers.every(settings.leave_out, settings.quick)
         # Several times what the last cache holds.
-        self.large = max(128 << 20, 4 * machine.last_cache())
-        self.huge = self.large if settings.quick else max(512 << 20, self.large)
+        self.large = max((128 if settings.quick else 512) << 20, 4 * machine.last_cache())
 
     def memory(self) -> list[Work]:
         quick = self.settings.quick
-        return [self.sums("float32", self.huge, offset) for offset in OFFSETS] + [
+        return [self.sums("float32", self.large, offset) for offset in OFFSETS] + [
             self.sums(dtype, self.large, offset, with_peers=offset == 0 and not quick)
             for dtype in ("float16", "bfloat16", "float64")
             for offset in (OFFSETS[:1] if quick else OFFSETS)
@@ -67,12 +66,12 @@ class Works:
 
     def sizes(self) -> list[Work]:
         step = 6 if self.settings.quick else 2
-        sizes = [1 << bits for bits in range(12, self.huge.bit_length() - 1, step)]
+        sizes = [1 << bits for bits in range(12, self.large.bit_length() - 1, step)]
         return [self.sums("float32", size, 0) for size in sizes if size != IN_CACHE]
 
     def threads(self) -> list[Work]:
         offsets = OFFSETS[:1] if self.settings.quick else OFFSETS
-        return [self.sums("float32", self.huge, offset) for offset in offsets]
+        return [self.sums("float32", self.large, offset) for offset in offsets]
 
     def small(self) -> list[Work]:
         counts = (1000,) if self.settings.quick else (1, 10, 100, 1000, 10_000)
@@ -150,15 +149,15 @@ class Works:
         keys = {
             "what": "sums and largest magnitude",
             "dtype": dtype,
-            "bytes": self.huge,
+            "bytes": self.large,
             "buffers": 1,
             "threads": self.cores,
             "offset": offset,
-            "where": machine.where(self.huge),
+            "where": machine.where(self.large),
         }
 
         def prepare(errors: dict[str, float]) -> Contenders:
-            buffer = numbers(self.huge // np.dtype(DTYPES[dtype]).itemsize, dtype, offset)
+            buffer = numbers(self.large // np.dtype(DTYPES[dtype]).itemsize, dtype, offset)
             found = fp.sums([buffer], threads=self.cores, largest=True)
             check((found.abs, found.square), [exact_sums(buffer.size, dtype)], GUARANTEED[dtype])
             most = float(np.abs(buffer[:PIECE]).max())
