@@ -11,6 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+
+def said_of(missing: ModuleNotFoundError) -> str:
+    package = str(missing.name).partition(".")[0]
+    return f"{package} is not installed; wanted: pip install '.[bench]'"
+
+
 try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +24,7 @@ try:
     from bench import cases, child, compiled, machine, peers, results, tables
     from bench.settings import Settings
 except ModuleNotFoundError as missing:
-    sys.exit(f"python -m bench: {missing.name} is not installed: pip install '.[bench]'")
+    sys.exit(f"python -m bench: {said_of(missing)}")
 
 # With --quick: when each case has to be done, in seconds after the start.
 QUICK = {"cpu": 18, "plan": 27, "frameworks": 35, "scale": 39, "accuracy": 46, "gpu": 46}
@@ -64,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             options.pace = "quick" if options.quick else "full" if options.full else "default"
             return run_all(console, parser, options)
-    except (results.Unusable, ImportError) as error:
+    except results.Unusable as error:
         parser.error(str(error))
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"python -m bench: {said_of(error)}\n")
     return 0
 
 
@@ -137,8 +145,8 @@ def run_all(console: Console, parser: argparse.ArgumentParser, options: argparse
     console.print(f"figures: {file}", highlight=False)
     try:
         draw_all(console, [file])
-    except ImportError as error:
-        console.print(f"no pictures: {error}", highlight=False)
+    except ModuleNotFoundError as error:
+        console.print(f"no pictures: {said_of(error)}", markup=False)
     if failed:
         console.print(f"failed: {', '.join(failed)}")
     return int(bool(failed))

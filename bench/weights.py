@@ -25,7 +25,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -176,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"argument --seed: {options.seed} is negative")
     if not options.out.parent.is_dir():
         parser.error(f"argument OUT.safetensors: {options.out.parent} is not a directory")
+
+    from safetensors.numpy import save_file  # here, as benchmarks need it for no more than files
 
     save_file(values(options.model, options.dtype, options.seed), options.out)
     sizes = [math.prod(shape) for shape in shapes(options.model).values()]

@@ -361,15 +361,36 @@ def test_wrong_arguments(words: list[str], message: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("package", ["fused_penalties", "rich.console"])
-def test_a_package_is_missing(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("fused_penalties", ["list"]),
+        ("rich", ["list"]),
+        ("matplotlib", ["draw", "bench/results/zen4.json"]),
+    ],
+)
+def test_a_package_is_missing(package: str, words: list[str]) -> None:
+    done = without(package, *words)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"python -m bench: {package} is not installed; wanted: pip install '.[bench]'\n"
+    )
+
+
+def test_a_list_needs_no_extra() -> None:
+    done = without("safetensors", "list")
+    assert done.returncode == 0, done.stderr
+    assert "  gpu/plan: " in done.stdout
+
+
+def without(package: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """`python -m bench` where a package is not installed."""
     code = f"""
 import runpy, sys
 sys.modules[{package!r}] = None
+sys.argv[1:] = {words!r}
 runpy.run_module("bench", run_name="__main__")
 """
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert done.stderr == (f"python -m bench: {package} is not installed: pip install '.[bench]'\n")
