@@ -99,15 +99,8 @@ class Works:
         times: int = 1,
     ) -> Work:
         held = sum(sizes) * np.dtype(DTYPES[dtype]).itemsize
-        keys = {
-            "what": what,
-            "dtype": dtype,
-            "bytes": times * held,
-            "buffers": times * len(sizes),
-            "threads": self.cores,
-            "offset": offset,
-            "where": machine.where(held),
-        }
+        keys = self.keys(what, dtype, held, offset)
+        keys |= {"bytes": times * held, "buffers": times * len(sizes)}
 
         def prepare(errors: dict[str, float]) -> Contenders:
             made = [numbers(size, dtype, offset, at % VALUES) for at, size in enumerate(sizes)]
@@ -146,16 +139,6 @@ class Works:
         ]
 
     def with_largest(self, dtype: str, offset: int) -> Work:
-        keys = {
-            "what": "sums and largest magnitude",
-            "dtype": dtype,
-            "bytes": self.large,
-            "buffers": 1,
-            "threads": self.cores,
-            "offset": offset,
-            "where": machine.where(self.large),
-        }
-
         def prepare(errors: dict[str, float]) -> Contenders:
             buffer = numbers(self.large // np.dtype(DTYPES[dtype]).itemsize, dtype, offset)
             found = fp.sums([buffer], threads=self.cores, largest=True)
@@ -169,22 +152,25 @@ class Works:
                 "fp.sums without it": partial(fp.sums, [buffer], threads=self.cores),
             }
 
-        return Work(keys, prepare)
+        return Work(self.keys("sums and largest magnitude", dtype, self.large, offset), prepare)
+
+    def keys(self, what: str, dtype: str, nbytes: int, offset: int) -> dict[str, Any]:
+        """What tells the row of one buffer from others."""
+        return {
+            "what": what,
+            "dtype": dtype,
+            "bytes": nbytes,
+            "buffers": 1,
+            "threads": self.cores,
+            "offset": offset,
+            "where": machine.where(nbytes),
+        }
 
     def streaming(self) -> list[Work]:
         return [self.chunks(kilobytes << 10) for kilobytes in (4, 64, 1024)]
 
     def chunks(self, chunk: int) -> Work:
         nbytes = 64 << 20
-        keys = {
-            "what": f"StreamingSums, chunks of {size(chunk)}",
-            "dtype": "float32",
-            "bytes": nbytes,
-            "buffers": 1,
-            "threads": self.cores,
-            "offset": 0,
-            "where": machine.where(nbytes),
-        }
 
         def prepare(errors: dict[str, float]) -> Contenders:
             buffer = numbers(nbytes // 4, "float32", 0)
@@ -209,7 +195,8 @@ class Works:
                 "fp.sums of each chunk": in_calls,
             }
 
-        return Work(keys, prepare)
+        what = f"StreamingSums, chunks of {size(chunk)}"
+        return Work(self.keys(what, "float32", nbytes, 0), prepare)
 
 
 def numbers(size: int, dtype: str, offset: int, seed: int = 0) -> np.ndarray:
